@@ -1,0 +1,62 @@
+"""The one place where a `Policy` is put together from the files of a version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from carla_policy.actions import ActionLayout
+from carla_policy.card import ARTIFACT_FILES, CARD_FILE, GOLDEN_FILE, MODEL_FILE, ModelCard, load_card
+from carla_policy.digests import compare_digests, verify_directory
+from carla_policy.golden import GoldenVectors, load_golden
+from carla_policy.heads import GaussianHead
+from carla_policy.policy import Policy
+from carla_policy.preprocessing import Preprocessor, load_preprocessor
+from carla_policy.runtime import load_torchscript
+from carla_policy.safety import SafetyEnvelope
+from carla_policy.selftest import StageParity, replay
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that has reproduced its golden vectors, the vectors, and how close it came."""
+
+    policy: Policy
+    golden: GoldenVectors
+    parity: tuple[StageParity, ...]
+
+
+def load_policy(model_dir: Path) -> LoadedPolicy:
+    """Load the version unpacked in `model_dir`: what is loaded is what was verified, or `ArtifactError`.
+
+    The order matters: nothing is opened before the digests of all files match, and nothing acts before the golden
+    vectors have been replayed, which also warms the runtime up.
+    """
+    digests = verify_directory(model_dir)
+    card = load_card(model_dir / CARD_FILE)
+    listed = {name: digest for name, digest in digests.items() if name in ARTIFACT_FILES}
+    compare_digests(card.artifact_hashes, listed, listed_in=CARD_FILE)
+    preprocessor = load_preprocessor(
+        model_dir, columns=card.observation.columns, input_dtype=card.preprocessor.input_dtype
+    )
+    return assemble(model_dir, card, preprocessor)
+
+
+def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> LoadedPolicy:
+    """Put a policy together from verified files in `directory` and replay its golden vectors."""
+    head, layout = GaussianHead(), ActionLayout.of(card.action)
+    golden = load_golden(
+        directory / GOLDEN_FILE,
+        columns=card.observation.columns,
+        dims=layout.dims,
+        parameter_names=head.parameter_names,
+    )
+    runtime = load_torchscript(
+        directory / MODEL_FILE,
+        tile=card.inference.tile,
+        output_names=head.parameter_names,
+        features=golden.features.shape[1],
+        dims=layout.dims,
+    )
+    policy = Policy(card, preprocessor, runtime, head, layout, SafetyEnvelope.of(card.safety))
+    return LoadedPolicy(policy, golden, replay(policy, golden))

@@ -1,0 +1,115 @@
+"""From observations to features, exactly as in training.
+
+What a worker runs is the *compiled* preprocessor: the scikit-learn transformer's own sequence of element-wise
+operations on plain arrays, in the same order and floating-point type, so that the result has the same bits without
+importing scikit-learn. A transformer that has no such form runs as it is, one row at a time: slower by two orders
+of magnitude, but a matrix product inside of it then never depends on the batch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_policy.card import PREPROCESSOR_FILE
+from carla_policy.errors import ArtifactError
+from carla_policy.golden import FloatArray
+from carla_policy.safe_pickle import load_preprocessor_pickle
+
+COMPILED_FILE = "preprocessor.npz"
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "subtract": np.subtract,
+    "divide": np.divide,
+    "multiply": np.multiply,
+    "add": np.add,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
+
+
+class Preprocessor(Protocol):
+    @property
+    def form(self) -> str:
+        """`compiled` or `scikit-learn`."""
+
+    def __call__(self, observations: FloatArray) -> FloatArray:
+        """Features `[rows, features]` of observations `[rows, columns]`, each row by itself."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One element-wise operation with an operand per column."""
+
+    operation: str
+    operand: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CompiledPreprocessor:
+    steps: tuple[Step, ...]
+    dtype: np.dtype[Any]
+    form = "compiled"
+
+    def __call__(self, observations: FloatArray) -> FloatArray:
+        values = observations.astype(self.dtype)
+        for step in self.steps:
+            OPERATIONS[step.operation](values, step.operand, out=values)
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32, copy=False)
+
+    def save(self, path: Path) -> None:
+        """Write the steps as `.npz`, named by position and operation; the same bytes for the same steps."""
+        arrays: dict[str, Any] = {
+            f"{index:03d}_{step.operation}": step.operand for index, step in enumerate(self.steps)
+        }
+        np.savez(path, **arrays)
+
+
+def load_compiled(path: Path, *, columns: int, input_dtype: str) -> CompiledPreprocessor:
+    """Read what `CompiledPreprocessor.save` wrote; `ArtifactError` names the step that does not fit the card."""
+    dtype = np.dtype(input_dtype)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in sorted(archive.files)}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ArtifactError(f"{path.name}: cannot be read as an .npz file of plain arrays: {error}") from None
+    steps = []
+    for index, (key, operand) in enumerate(arrays.items()):
+        number, _, operation = key.partition("_")
+        if number != f"{index:03d}" or operation not in OPERATIONS:
+            raise ArtifactError(f"{path.name}: {key}: not a step of a compiled preprocessor")
+        if operand.dtype != dtype or operand.shape != (columns,) or not np.isfinite(operand).all():
+            expected = f"{columns} finite numbers of type {dtype}"
+            raise ArtifactError(f"{path.name}: {key}: expected {expected}, got {operand.dtype} {operand.shape}")
+        steps.append(Step(operation, operand))
+    return CompiledPreprocessor(tuple(steps), dtype)
+
+
+@dataclass(frozen=True)
+class SklearnPreprocessor:
+    """The fitted transformer itself, for pipelines that have no compiled form."""
+
+    transformer: Any
+    dtype: np.dtype[Any]
+    form = "scikit-learn"
+
+    def __call__(self, observations: FloatArray) -> FloatArray:
+        rows: Sequence[NDArray[Any]] = [
+            self.transformer.transform(row[None].astype(self.dtype)) for row in observations
+        ]
+        with np.errstate(over="ignore"):
+            return np.concatenate(rows).astype(np.float32)
+
+
+def load_preprocessor(model_dir: Path, *, columns: int, input_dtype: str) -> Preprocessor:
+    """The compiled preprocessor where the archive carries one, else the transformer itself."""
+    compiled = model_dir / COMPILED_FILE
+    if compiled.exists():
+        return load_compiled(compiled, columns=columns, input_dtype=input_dtype)
+    return SklearnPreprocessor(load_preprocessor_pickle(model_dir / PREPROCESSOR_FILE), np.dtype(input_dtype))

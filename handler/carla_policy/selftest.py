@@ -1,0 +1,81 @@
+"""Replay the golden vectors: a version that does not reproduce its training outputs does not load.
+
+Every stage is compared with what the training side recorded: features, head parameters, deterministic actions and
+seeded samples. A difference beyond the card's `parity.atol` fails, naming the vector, the field, what was expected
+and what came. Below it, the share of bit-equal values and the largest difference are reported, so that another
+processor's rounding shows and does not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from carla_policy.card import GOLDEN_FILE
+from carla_policy.errors import ArtifactError
+from carla_policy.golden import FloatArray, GoldenVectors
+from carla_policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class StageParity:
+    """How one stage compares with the training side; `max_ulp` counts representable float32 steps."""
+
+    stage: str
+    bit_equal_share: float
+    max_abs_difference: float
+    max_ulp: int
+
+
+def replay(policy: Policy, golden: GoldenVectors) -> tuple[StageParity, ...]:
+    """Compare all stages; `ArtifactError` at the first value that differs by more than `parity.atol`."""
+    atol = policy.card.parity.atol
+    return tuple(
+        _compare(stage, expected, got, atol=atol, dims=dims) for stage, expected, got, dims in _stages(policy, golden)
+    )
+
+
+def _stages(policy: Policy, golden: GoldenVectors) -> Iterator[tuple[str, FloatArray, FloatArray, tuple[str, ...]]]:
+    features = policy.preprocessor(golden.observations)
+    yield "features", golden.features, features, ()
+    parameters = policy.evaluate(features)
+    for name, expected in golden.parameters.items():
+        yield name, expected, parameters[name], policy.layout.names
+    mode = policy.select(parameters, deterministic=True, seed=0)
+    yield "deterministic_actions", golden.deterministic_actions, mode, policy.layout.names
+    samples = [
+        policy.select(
+            {name: values[row : row + 1] for name, values in parameters.items()}, deterministic=False, seed=int(seed)
+        )
+        for row, seed in enumerate(golden.seeds)
+    ]
+    yield "sampled_actions", golden.sampled_actions, np.concatenate(samples), policy.layout.names
+
+
+def _compare(stage: str, expected: FloatArray, got: FloatArray, *, atol: float, dims: tuple[str, ...]) -> StageParity:
+    if got.shape != expected.shape:
+        raise ArtifactError(f"{GOLDEN_FILE}: {stage}: expected shape {expected.shape}, got {got.shape}")
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    beyond = np.argwhere(~(difference <= atol))
+    if len(beyond):
+        row, column = (int(position) for position in beyond[0])
+        field = f"{stage}.{dims[column]}" if dims else f"{stage}[{column}]"
+        raise ArtifactError(
+            f"{GOLDEN_FILE}: vector {row}, {field}: expected {expected[row, column]!s}, got {got[row, column]!s}, "
+            f"which differs by more than parity.atol = {atol:g} ({len(beyond)} of {difference.size} values do); "
+            "this version does not reproduce its training outputs and is not served"
+        )
+    equal = float(np.mean(_bits(got) == _bits(expected)))
+    return StageParity(stage, equal, float(difference.max()), int(np.abs(_ordered(got) - _ordered(expected)).max()))
+
+
+def _bits(values: FloatArray) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    return np.ascontiguousarray(values).view(np.int32)
+
+
+def _ordered(values: FloatArray) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Integers in the order of the floats, neighbours one apart; both zeros are 0."""
+    bits = _bits(values).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

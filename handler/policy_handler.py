@@ -1,0 +1,111 @@
+"""TorchServe's side of a served policy: the one class that its workers look for in this module."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from ts.context import Context
+from ts.torch_handler.base_handler import BaseHandler
+
+from carla_policy.errors import ArtifactError
+from carla_policy.loading import load_policy
+from carla_policy.service import Answer, Batch, PolicyService, Request
+
+logger = logging.getLogger(__name__)
+
+_SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ECHOED_HEADERS = ("traceparent", "x-client-request-id")
+
+
+class PolicyHandler(BaseHandler):  # type: ignore[misc]
+    """initialize -> preprocess -> inference -> postprocess; no state of a request is kept on `self`."""
+
+    service: PolicyService
+
+    def initialize(self, context: Context) -> None:
+        """Load and self-test the version in the model directory; a version that fails never becomes ready.
+
+        Sets what belongs to the whole worker process: raw request bodies (TorchServe would parse JSON leniently
+        before the handler sees it), one thread for torch, and logging without a line per request.
+        """
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        logging.getLogger().setLevel(logging.WARNING)
+        torch.set_num_threads(1)
+        try:
+            loaded = load_policy(Path(context.system_properties["model_dir"]))
+            declared = context.manifest["model"]["modelVersion"]
+            if declared != loaded.policy.card.version:
+                raise ArtifactError(f"MANIFEST.json: says {declared}, the card says {loaded.policy.card.version}")
+        except Exception as error:
+            logger.error("carla_policy does not load: %s", error)
+            # Only a ValueError makes TorchServe 0.12 roll a failed registration back without a trace.
+            raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
+        self.service = PolicyService(loaded)
+        self.initialized = True
+
+    def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
+        """An answer for each row of `data`, in order, each with its own status and headers."""
+        headers = [_lower_case(context.get_all_request_header(index)) for index in range(len(data))]
+        if _is_describe(data, headers):
+            return [self.describe_handle()]
+        requests = [
+            _to_request(row, own, context.get_request_id(index) or "")
+            for index, (row, own) in enumerate(zip(data, headers, strict=True))
+        ]
+        answers = self.postprocess(self.inference(self.preprocess(requests)))
+        for index, (answer, own) in enumerate(zip(answers, headers, strict=True)):
+            context.set_response_status(answer.status, answer.phrase, index)
+            context.set_response_content_type(index, "application/json")
+            for name, value in (*answer.headers.items(), *_echoed(own)):
+                context.set_response_header(index, name, value)
+        return [answer.body for answer in answers]
+
+    def preprocess(self, data: list[Request]) -> Batch:
+        """Validate each request by itself."""
+        return self.service.parse(data)
+
+    def inference(self, data: Batch) -> Batch:
+        """Features, network, action and safety envelope."""
+        return self.service.infer(data)
+
+    def postprocess(self, data: Batch) -> list[Answer]:
+        """Encode the answers."""
+        return self.service.encode(data)
+
+    def describe_handle(self) -> dict[str, Any]:
+        """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
+        return dict(self.service.metadata())
+
+
+def _lower_case(headers: dict[str, Any]) -> dict[str, str]:
+    """Request headers by lower-case name; a parameter's own headers, which TorchServe mixes in, are left out."""
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _is_describe(data: list[dict[str, Any]], headers: list[dict[str, str]]) -> bool:
+    """A describe job comes alone and without a body; a client's request with such a header has one."""
+    return len(data) == 1 and not data[0] and headers[0].get("describe") == "True"
+
+
+def _to_request(row: dict[str, Any], headers: dict[str, str], request_id: str) -> Request:
+    body = row.get("body", b"")
+    return Request(
+        body=body if isinstance(body, bytes | bytearray) else b"",
+        content_type=headers.get("content-type"),
+        content_encoding=headers.get("content-encoding"),
+        resource=headers.get("url_path", "").strip("/"),
+        request_id=request_id,
+    )
+
+
+def _echoed(headers: dict[str, str]) -> list[tuple[str, str]]:
+    return [
+        (name, headers[name])
+        for name in _ECHOED_HEADERS
+        if name in headers and _SAFE_HEADER_VALUE.fullmatch(headers[name])
+    ]

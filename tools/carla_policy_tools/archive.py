@@ -1,0 +1,133 @@
+"""The `.mar` archive of a version: packed by torch-model-archiver, written so that the same inputs give the same bytes.
+
+torch-model-archiver lays out the files and the manifest. Its zip carries the time of day and the order of the file
+system, so the archive is written here: sorted names, one date, no compression. That spelling is also checked when an
+archive is read: an archive that would be written differently has been changed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from model_archiver.model_archiver import ModelArchiver
+from model_archiver.model_archiver_config import ModelArchiverConfig
+
+from carla_policy.card import CARD_FILE, GOLDEN_FILE, MODEL_FILE, PREPROCESSOR_FILE, ModelCard
+from carla_policy.digests import BYTECODE_DIRECTORY, DIGESTS_FILE, directory_digests, dump_digests
+from carla_policy.errors import ArtifactError
+from carla_policy.preprocessing import COMPILED_FILE, CompiledPreprocessor
+from carla_policy_tools.paths import CONFIG, HANDLER_SOURCES, MODEL_NAME
+
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+MAX_ENTRIES = 1_000
+MAX_UNPACKED_BYTES = 4 << 30
+_DATE = (1980, 1, 1, 0, 0, 0)
+_FILE_MODE = 0o100644
+
+
+def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None) -> bytes:
+    """The archive of a verified artifact; `compiled` is left out where the preprocessor has no such form."""
+    with tempfile.TemporaryDirectory(prefix="carla-policy-build-") as scratch:
+        extra, export = Path(scratch, "extra"), Path(scratch, "export")
+        shutil.copytree(
+            HANDLER_SOURCES / MODEL_NAME, extra / MODEL_NAME, ignore=shutil.ignore_patterns(BYTECODE_DIRECTORY)
+        )
+        for name in (CARD_FILE, PREPROCESSOR_FILE, GOLDEN_FILE):
+            shutil.copyfile(artifact / name, extra / name)
+        if compiled is not None:
+            compiled.save(extra / COMPILED_FILE)
+        export.mkdir()
+        with _private_temporary_directory(Path(scratch, "archiver")):
+            ModelArchiver.generate_model_archive(
+                ModelArchiverConfig(
+                    model_name=MODEL_NAME,
+                    version=card.version,
+                    handler=str(HANDLER_SOURCES / "policy_handler.py"),
+                    serialized_file=str(artifact / MODEL_FILE),
+                    extra_files=str(extra),
+                    config_file=str(CONFIG / "model-config.yaml"),
+                    export_path=str(export),
+                    archive_format="no-archive",
+                )
+            )
+        content = export / MODEL_NAME
+        manifest = json.loads((content / MANIFEST_FILE).read_text())
+        manifest["createdOn"] = card.created.strftime("%d/%m/%Y %H:%M:%S")
+        (content / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        (content / DIGESTS_FILE).write_text(dump_digests(directory_digests(content)))
+        return _zip(content)
+
+
+def unpack(archive: Path, directory: Path) -> None:
+    """Unpack `archive` into the empty `directory`; `ArtifactError` names what does not belong in an archive."""
+    try:
+        data = archive.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            entries = packed.infolist()
+            _check_entries(archive.name, entries)
+            for entry in entries:
+                target = directory / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(_read_entry(packed, entry))
+    except OSError as error:
+        raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+        raise ArtifactError(f"{archive.name}: {error}") from None
+    if _zip(directory) != data:
+        raise ArtifactError(
+            f"{archive.name}: bytes around the packed files have changed; it is not as `carla-policy build` wrote it"
+        )
+
+
+def _read_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        return packed.read(entry)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        raise ArtifactError(f"{entry.filename}: {error}") from None
+
+
+def _check_entries(name: str, entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+        raise ArtifactError(f"{name}: expected at most {MAX_ENTRIES} files and {MAX_UNPACKED_BYTES >> 30} GiB unpacked")
+    seen: set[str] = set()
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        plain = entry.orig_filename == entry.filename == str(path) and entry.external_attr == _FILE_MODE << 16
+        if not plain or path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
+            raise ArtifactError(f"{name}: {entry.orig_filename!r}: not the name or kind of a file that a build packs")
+        if entry.filename.lower() in seen:
+            raise ArtifactError(f"{name}: {entry.filename}: packed twice, or under names that differ only in case")
+        seen.add(entry.filename.lower())
+
+
+def _zip(directory: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(directory.rglob("*"), key=lambda path: path.relative_to(directory).as_posix()):
+            if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(directory).as_posix(), _DATE)
+                entry.external_attr = _FILE_MODE << 16
+                entry.create_system = 3
+                packed.writestr(entry, path.read_bytes())
+    return buffer.getvalue()
+
+
+@contextmanager
+def _private_temporary_directory(directory: Path) -> Iterator[None]:
+    """torch-model-archiver deletes `<temporary directory>/<model name>` first: give it one that is nobody else's."""
+    directory.mkdir()
+    previous, tempfile.tempdir = tempfile.tempdir, str(directory)
+    level = logging.getLogger().level
+    try:
+        yield
+    finally:
+        tempfile.tempdir = previous
+        logging.getLogger().setLevel(level)

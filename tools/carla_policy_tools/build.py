@@ -1,0 +1,131 @@
+"""Build and verify archives; an archive that was not verified in a process of its own is not left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from carla_policy.card import CARD_FILE, GOLDEN_FILE, ModelCard, load_card
+from carla_policy.digests import sha256, verify_directory
+from carla_policy.errors import ArtifactError
+from carla_policy.golden import load_golden
+from carla_policy.heads import GaussianHead
+from carla_policy_tools import isolated_replay
+from carla_policy_tools.archive import MANIFEST_FILE, pack, unpack
+from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
+from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
+from carla_policy_tools.paths import MODEL_NAME, archive_name
+
+REPLAY_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verified archive is, and how closely it reproduces its training outputs, stage by stage."""
+
+    archive: Path
+    version: str
+    digest: str
+    preprocessor: str
+    vectors: int
+    stages: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "archive": str(self.archive)}
+
+
+@dataclass(frozen=True)
+class Build:
+    verification: Verification
+    unchanged: bool
+    """The same archive was there already."""
+    not_compiled: str | None
+    """Why the preprocessor runs as scikit-learn, where it does."""
+
+
+def build(artifact: Path, store: Path) -> Build:
+    """Pack `artifact` into `store` and verify the archive; on any failure the store is as it was before.
+
+    Raises `ArtifactError` where the artifact, or the archive made of it, must not be served, and where the store has
+    other content under the same version.
+    """
+    card = verify_artifact(artifact)
+    training = load_training_preprocessor(artifact, card)
+    head = GaussianHead()
+    golden = load_golden(
+        artifact / GOLDEN_FILE,
+        columns=card.observation.columns,
+        dims=len(card.action.layout),
+        parameter_names=head.parameter_names,
+    )
+    compiled, not_compiled = None, None
+    try:
+        compiled = compile_preprocessor(training, golden.observations)
+    except NotCompilable as reason:
+        not_compiled = str(reason)
+    data = pack(artifact, card, compiled)
+    target = store / archive_name(card.version)
+    unchanged = target.exists() and target.read_bytes() == data
+    if target.exists() and not unchanged:
+        raise ArtifactError(
+            f"{target}: {card.version} was built before with other content (artifact or serving code), and a version "
+            "never changes; give the artifact a new version, or delete the archive if it was never deployed"
+        )
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as scratch:
+        candidate = Path(scratch, target.name)
+        candidate.write_bytes(data)
+        verification = verify(candidate)
+        if not unchanged:
+            candidate.replace(target)
+    return Build(Verification(**{**vars(verification), "archive": target}), unchanged, not_compiled)
+
+
+def verify(archive: Path) -> Verification:
+    """Check `archive` alone: its bytes, digests, card, name and manifest, and a replay in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="carla-policy-verify-") as scratch:
+        directory = Path(scratch).resolve()
+        unpack(archive, directory)
+        verify_directory(directory)
+        card = load_card(directory / CARD_FILE)
+        _check_names(archive, directory, card)
+        result = _replay(directory)
+    return Verification(
+        archive=archive,
+        version=result["version"],
+        digest=sha256(archive.read_bytes()),
+        preprocessor=result["preprocessor"],
+        vectors=result["vectors"],
+        stages=tuple(result["stages"]),
+    )
+
+
+def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
+    model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
+    if (model["modelName"], model["modelVersion"]) != (MODEL_NAME, card.version):
+        raise ArtifactError(
+            f"{MANIFEST_FILE}: names {model['modelName']} {model['modelVersion']}, the card {MODEL_NAME} {card.version}"
+        )
+    if archive.name != archive_name(card.version):
+        raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
+
+
+def _replay(directory: Path) -> dict[str, Any]:
+    command = [sys.executable, "-I", "-B", "-W", "ignore", str(isolated_replay.__file__), str(directory)]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ArtifactError(f"replay: did not end within {REPLAY_TIMEOUT_S} s") from None
+    lines = process.stdout.splitlines()
+    if process.returncode or not lines:
+        reason = (process.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ArtifactError(f"replay: the process ended with status {process.returncode}: {reason}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    if "error" in result:
+        raise ArtifactError(result["error"])
+    return result

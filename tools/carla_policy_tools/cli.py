@@ -1,0 +1,229 @@
+"""The `carla-policy` command line: one function per verb, each with an example in its help.
+
+A verb prints for people, or one JSON object with `--json`. It exits with 0 only if it did what was asked; with 1 and
+a one-line reason on standard error if it could not; with 2 if it was called wrongly.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import requests
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carla_policy.errors import ArtifactError
+from carla_policy.version import parse_version
+from carla_policy_tools.configuration import choose_ports, load_profile
+from carla_policy_tools.paths import MODEL_STORE, archive_name
+from carla_policy_tools.torchserve import ServerError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Store = Annotated[Path, typer.Option("--store", help="Directory of the archives.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Build, verify and serve driving policies, exactly as they were trained."""
+
+
+@app.command()
+def build(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact directories, each named like its version.")],
+    store: Store = MODEL_STORE,
+    as_json: Json = False,
+) -> None:
+    """Pack artifacts into archives and verify each in a process of its own.
+
+    Example: `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0`
+    """
+    from carla_policy_tools.build import build as build_archive
+
+    results = []
+    for artifact in artifacts:
+        with err.status(f"building {artifact}"):
+            result = build_archive(artifact, store)
+        results.append(
+            {**result.verification.to_json(), "unchanged": result.unchanged, "not_compiled": result.not_compiled}
+        )
+        if not as_json:
+            _print_verification(results[-1], "unchanged" if result.unchanged else "built")
+    if as_json:
+        _print_json({"builds": results})
+
+
+@app.command()
+def verify(
+    archives: Annotated[list[Path], typer.Argument(help="Archive files, `carla_policy-<version>.mar`.")],
+    as_json: Json = False,
+) -> None:
+    """Check archives alone: bytes, digests, card, and a replay of the golden vectors in a fresh process.
+
+    Example: `carla-policy verify model_store/carla_policy-v0.2.0.mar`
+    """
+    from carla_policy_tools.build import verify as verify_archive
+
+    results = []
+    for archive in archives:
+        with err.status(f"verifying {archive}"):
+            results.append(verify_archive(archive).to_json())
+        if not as_json:
+            _print_verification(results[-1], "verified")
+    if as_json:
+        _print_json({"verified": results})
+
+
+@app.command()
+def seal(artifact: Annotated[Path, typer.Argument(help="Artifact directory.")], as_json: Json = False) -> None:
+    """Write the digests of all files into the model card, after an edit that was meant.
+
+    Example: `carla-policy seal artifacts/v0.2.0`
+    """
+    from carla_policy_tools.artifact import seal as seal_artifact
+
+    card = seal_artifact(artifact)
+    if as_json:
+        _print_json({"sealed": str(artifact), "version": card.version, "card_hash": card.card_hash})
+    else:
+        out.print(f"sealed {artifact} ({card.version})")
+
+
+@app.command()
+def serve(
+    versions: Annotated[
+        list[str] | None, typer.Argument(help="Versions to serve; all in the store by default.")
+    ] = None,
+    promote: Annotated[
+        str | None, typer.Option(help="Version that answers where none is named; the newest by default.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="A profile in config/profiles, or a .yaml file of your own.")
+    ] = "realtime",
+    port: Annotated[int, typer.Option(help="Port for predictions; 0 takes free ports.", min=0, max=65535)] = 8080,
+    management_port: Annotated[
+        int | None, typer.Option(help="Port for management; the next one by default.", min=0, max=65535)
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for metrics; the next but one by default.", min=0, max=65535)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
+    ] = None,
+    store: Store = MODEL_STORE,
+    as_json: Json = False,
+) -> None:
+    """Start TorchServe on this machine, wait until every worker is ready, and serve until Ctrl-C.
+
+    Example: `carla-policy serve --promote v0.1.0 --port 9080`
+    """
+    from carla_policy_tools import serving
+    from carla_policy_tools.client import curl_command, golden_observations
+    from carla_policy_tools.torchserve import TorchServe
+
+    deployment = serving.choose_versions(store, versions or (), promote)
+    settings = load_profile(profile)
+    ports = choose_ports(port, management_port, metrics_port)
+    status = err.status(f"starting {', '.join(deployment.versions)}")
+
+    def on_ready(server: TorchServe) -> None:
+        status.stop()
+        if as_json:
+            _print_json(serving.describe(deployment, server))
+            return
+        observation = golden_observations(store / archive_name(deployment.promoted))[:1]
+        out.print(f"ready: {', '.join(deployment.versions)}; promoted: {deployment.promoted}; profile: {profile}")
+        for kind in ("inference", "management", "metrics"):
+            out.print(f"  {kind:<11}{ports.url(kind)}")
+        out.print(f"  logs       {server.log_file}")
+        out.print("try:")
+        out.print(curl_command(ports.url("inference"), deployment.promoted, observation), markup=False)
+        out.print("stop with Ctrl-C")
+
+    with status:
+        serving.serve(deployment, profile=settings, ports=ports, run_dir=run_dir, on_ready=on_ready)
+    if not as_json:
+        err.print("stopped")
+
+
+@app.command()
+def predict(
+    version: Annotated[str | None, typer.Argument(help="Version to ask; the promoted one by default.")] = None,
+    url: Annotated[str, typer.Option(help="Base URL for predictions.")] = "http://127.0.0.1:8080",
+    file: Annotated[
+        Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
+    ] = None,
+    golden: Annotated[
+        int, typer.Option(help="Without a file: which golden observation of the version to send.", min=0)
+    ] = 0,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of a stochastic answer.", min=0)] = None,
+    store: Store = MODEL_STORE,
+    as_json: Json = False,
+) -> None:
+    """Send an observation to a running server and print the action.
+
+    Examples: `carla-policy predict`, `carla-policy predict v0.1.0 --golden 7 --stochastic --seed 42`,
+    `carla-policy predict --file request.json`
+    """
+    from carla_policy_tools import client
+
+    asked = parse_version(version) if version else None
+    if file:
+        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    else:
+        source = store / archive_name(asked or client.promoted_version(url))
+        observations = client.golden_observations(source)
+        if golden >= len(observations):
+            raise ValueError(f"--golden {golden}: {source.name} has the observations 0 to {len(observations) - 1}")
+        request = client.request_body(observations[golden : golden + 1], deterministic=not stochastic, seed=seed)
+        body = json.dumps(request).encode()
+    answer = client.predict(url, asked, body)
+    if as_json:
+        _print_json(answer)
+        return
+    for action in answer["actions"]:
+        out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
+    how = "deterministic" if answer["deterministic"] else f"seed {answer['seed']}"
+    out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
+
+
+def _print_verification(result: dict[str, Any], verb: str) -> None:
+    out.print(f"{verb} {result['archive']}  {result['digest'][:19]}…")
+    if result.get("not_compiled"):
+        out.print(f"  preprocessor: scikit-learn in the worker, slower: {result['not_compiled']}")
+    else:
+        out.print(f"  preprocessor: {result['preprocessor']}")
+    table = Table("stage", "bit-equal to training", "largest difference", "ULP", box=None, padding=(0, 2))
+    for stage in result["stages"]:
+        share, difference = f"{stage['bitEqualShare']:.2%}", f"{stage['maxAbsDifference']:.3g}"
+        table.add_row(stage["stage"], share, difference, str(stage["maxUlp"]))
+    out.print(f"  {result['vectors']} golden vectors replayed:")
+    out.print(table)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
+
+def main() -> None:
+    """Run a verb; what users can mend is one line, anything else is a defect and keeps its traceback."""
+    from carla_policy_tools.client import RefusedRequest
+
+    try:
+        app()
+    except (ArtifactError, ServerError, RefusedRequest, ValueError, OSError) as error:
+        if isinstance(error, requests.ConnectionError):
+            error = OSError(f"no server answers: {error}; start one with `carla-policy serve`")
+        err.print(f"error: {error}", markup=False)
+        sys.exit(1)

@@ -1,0 +1,89 @@
+"""Talk to a running server from the command line and from tests. The vehicle side has a client of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+
+from carla_policy.card import GOLDEN_FILE
+from carla_policy.golden import FloatArray
+from carla_policy_tools.paths import MODEL_NAME
+
+TIMEOUT_S = 10.0
+
+
+class RefusedRequest(RuntimeError):
+    """The server answered with an error; `answer` is its body."""
+
+    def __init__(self, status: int, answer: Mapping[str, Any]) -> None:
+        super().__init__(f"{status} {answer.get('type', '')}: {answer.get('message', '')}")
+        self.status = status
+        self.answer = answer
+
+
+def prediction_url(base: str, version: str | None) -> str:
+    """Where `version`, or the promoted one for `None`, answers predictions."""
+    return f"{base.rstrip('/')}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
+
+
+def request_body(observations: FloatArray, *, deterministic: bool = True, seed: int | None = None) -> dict[str, Any]:
+    """The request for `observations` `[rows, 2 + sensors]`; each number reads back as the same float32."""
+    rows = [[float(str(value)) for value in row] for row in observations]
+    body: dict[str, Any] = {
+        "observations": [{"speed": row[0], "steering": row[1], "sensors": row[2:]} for row in rows],
+        "deterministic": deterministic,
+    }
+    return body if seed is None else {**body, "seed": seed}
+
+
+def predict(base: str, version: str | None, body: bytes) -> dict[str, Any]:
+    """POST `body` and return the answer; `RefusedRequest` for an error, `requests.RequestException` for no answer."""
+    headers = {"Content-Type": "application/json"}
+    with _session() as session:
+        response = session.post(prediction_url(base, version), data=body, headers=headers, timeout=TIMEOUT_S)
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = {"message": response.text[:200] or response.reason}
+    if not response.ok:
+        raise RefusedRequest(response.status_code, answer)
+    return dict(answer)
+
+
+def promoted_version(base: str) -> str:
+    """The version that answers where none is named: every answer of the handler carries it as a header."""
+    with _session() as session:
+        response = session.get(prediction_url(base, None), timeout=TIMEOUT_S)
+    version = response.headers.get("x-policy-version")
+    if version is None:
+        raise RefusedRequest(response.status_code, {"message": f"{base} serves no {MODEL_NAME}: {response.text[:200]}"})
+    return version
+
+
+def golden_observations(archive: Path) -> FloatArray:
+    """The observations `[rows, 2 + sensors]` of the golden vectors in an archive."""
+    with (
+        zipfile.ZipFile(archive) as packed,
+        np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,
+    ):
+        observations: FloatArray = golden["observations"]
+    return observations
+
+
+def curl_command(base: str, version: str, observation: FloatArray) -> str:
+    """A request to paste: `observation` `[1, 2 + sensors]`, asked of `version`."""
+    body = json.dumps(request_body(observation), separators=(",", ":"))
+    return f"curl -X POST {prediction_url(base, version)} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    return session

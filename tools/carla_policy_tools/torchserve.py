@@ -1,0 +1,194 @@
+"""One TorchServe process: started on a set of versions, watched until every worker is ready, stopped without orphans.
+
+The JVM is started directly, not through TorchServe's launcher, which exits with 0 even when start-up failed and
+leaves the JVM behind when it is signalled. So the process that is started here is the server.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+import ts
+
+from carla_policy_tools.configuration import Ports
+from carla_policy_tools.java import find_java
+from carla_policy_tools.paths import CONFIG, MODEL_NAME
+
+POLL_INTERVAL_S = 0.02
+STOP_TIMEOUT_S = 10.0
+MAX_TEMP_PATH = 70
+"""Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
+
+_LOAD_FAILURE = re.compile(r"carla_policy does not load: (?P<reason>.*)")
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or ended by itself; the message carries its own words."""
+
+
+class TorchServe:
+    """Use as a context manager: leaving it stops the server and its workers."""
+
+    def __init__(self, settings: Mapping[str, str], ports: Ports, run_dir: Path) -> None:
+        self.ports = ports
+        self.run_dir = run_dir
+        self._settings = settings
+        self._process: subprocess.Popen[str] | None = None
+        self._output: deque[str] = deque(maxlen=200)
+        self._load_failure: str | None = None
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> TorchServe:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def log_file(self) -> Path:
+        return self.run_dir / "logs" / "torchserve.log"
+
+    def start(self) -> None:
+        """Start the server process; returns at once."""
+        temp, logs = self.run_dir / "tmp", self.run_dir / "logs"
+        if len(str(temp)) > MAX_TEMP_PATH:
+            raise ServerError(f"{self.run_dir}: too long a path for the workers' sockets; choose a shorter --run-dir")
+        for directory in (temp, logs):
+            directory.mkdir(parents=True, exist_ok=True)
+        config = self.run_dir / "config.properties"
+        config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
+        environment = {
+            **os.environ,
+            "TMPDIR": str(temp),
+            "TEMP": str(temp),
+            "LOG_LOCATION": str(logs),
+            "METRICS_LOCATION": str(logs),
+            # A worker's directory holds exactly the archive's files, also after it has run.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self._process = subprocess.Popen(
+            _command(config, temp, Path(self._settings["model_store"])),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            cwd=self.run_dir,
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server in order
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        self._reader = threading.Thread(target=self._read_output, name="torchserve-output", daemon=True)
+        self._reader.start()
+
+    def wait_ready(self, versions: Sequence[str], workers: int, timeout_s: float) -> None:
+        """Return when every worker of every version is READY; `ServerError` as soon as that cannot happen any more."""
+        deadline = time.monotonic() + timeout_s
+        missing = list(versions)
+        with requests.Session() as session:
+            session.trust_env = False
+            while missing:
+                self.check()
+                missing = [version for version in missing if self._ready_workers(session, version) < workers]
+                if missing and time.monotonic() > deadline:
+                    raise ServerError(f"not ready after {timeout_s:g} s: {', '.join(missing)}; see {self.log_file}")
+                if missing:
+                    time.sleep(POLL_INTERVAL_S)
+
+    def check(self) -> None:
+        """`ServerError` if the server has ended, or one of its workers has said that its version does not load."""
+        if self._load_failure:
+            raise ServerError(f"a version does not load: {self._load_failure}")
+        if self._process is None or self._process.poll() is None:
+            return
+        if self._reader:
+            self._reader.join(timeout=1.0)
+        tail = "\n".join(list(self._output)[-15:])
+        raise ServerError(f"TorchServe ended with status {self._process.returncode}:\n{tail}")
+
+    def stop(self) -> None:
+        """End the server, then whatever is left of its process group; returns when nothing is."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _end_group(self._process.pid)
+        if self._reader:
+            self._reader.join(timeout=STOP_TIMEOUT_S)
+        self._process = None
+
+    def _ready_workers(self, session: requests.Session, version: str) -> int:
+        try:
+            answer = session.get(f"{self.ports.url('management')}/models/{MODEL_NAME}/{version}", timeout=5)
+            workers: list[dict[str, Any]] = answer.json()[0]["workers"] if answer.ok else []
+        except (requests.RequestException, ValueError, LookupError):
+            return 0
+        return sum(worker["status"] == "READY" for worker in workers)
+
+    def _read_output(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._output.append(line.rstrip("\n"))
+            failure = _LOAD_FAILURE.search(line)
+            if failure:
+                self._load_failure = failure["reason"]
+
+
+def _command(config: Path, temp: Path, store: Path) -> list[str]:
+    java, package = find_java(), Path(ts.__file__).resolve().parent
+    return [
+        str(java.executable),
+        *java.flags,
+        f"-Dmodel_server_home={package.parent}",
+        f"-Djava.io.tmpdir={temp}",
+        f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",
+        "-cp",
+        str(package / "frontend" / "model-server.jar"),
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+        "-f",
+        str(config),
+        "-s",
+        str(store),
+        "-ncs",
+    ]
+
+
+def _end_with_parent() -> None:
+    """In the child: be terminated when the parent dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_group(leader: int) -> None:
+    """Kill what is left of the process group that `leader` led, and wait until it is gone."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            os.killpg(leader, signal.SIGKILL)
+            time.sleep(POLL_INTERVAL_S)
+    except ProcessLookupError:
+        return
