@@ -159,7 +159,8 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         _, offset = ego.lane.local_coordinates(ego.position)
         headings = [_wrap(self._lane_heading(ahead_m) - ego.heading) for ahead_m in (0.0, *LOOKAHEAD_M)]
         row = np.array([ego.speed, self._steer, *borders, *vehicles, closing, offset, *headings])
-        return np.clip(row, self._low, self._high).astype(np.float32)
+        observation: NDArray[np.float32] = np.clip(row, self._low, self._high).astype(np.float32)
+        return observation
 
     def _lane_heading(self, ahead_m: float) -> float:
         """Heading of the lane `ahead_m` metres on, following the track from lane to lane."""

@@ -63,7 +63,7 @@ def roll_out(model: PPO, scaler: StandardScaler, episodes: int) -> NDArray[np.fl
     return np.stack(rows)
 
 
-def golden_vectors(model: PPO, scaler: StandardScaler, observations: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def golden_vectors(model: PPO, scaler: StandardScaler, observations: NDArray[np.float32]) -> dict[str, Any]:
     """What training computes from `observations` `[rows, columns]`, one row at a time."""
     features = scale(scaler, observations)
     seeds = np.random.default_rng(2026).integers(2**64, size=len(observations), dtype=np.uint64)
@@ -131,7 +131,7 @@ def record(checkpoint: Path, version: str, artifacts: Path, description: str) ->
                         "unit": field.unit,
                         "low": float(np.float32(field.low)),
                         "high": float(np.float32(field.high)),
-                        "seen": [float(column.min()), float(column.max())],
+                        "seen": [round(float(column.min()), 4), round(float(column.max()), 4)],
                     }
                     for field, column in zip(OBSERVATION_LAYOUT, seen.T, strict=True)
                 ]

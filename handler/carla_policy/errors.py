@@ -7,7 +7,9 @@ a build, a verification or a load; nothing of that version is served.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, TypedDict
+from typing import ClassVar
+
+from typing_extensions import TypedDict
 
 
 class ErrorDetail(TypedDict):

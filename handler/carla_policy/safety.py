@@ -30,7 +30,7 @@ class SafetyEnvelope:
 
     def apply(self, controls: FloatArray) -> tuple[FloatArray, tuple[Intervention, ...]]:
         """`controls` `[rows, 3]` with the card's fallback action in each row that is not finite."""
-        usable: NDArray[np.bool_] = np.isfinite(controls).all(axis=1)
+        usable = np.atleast_1d(np.isfinite(controls).all(axis=1))
         if usable.all():
             return controls, ()
         safe = np.where(usable[:, None], controls, self.fallback)

@@ -73,7 +73,7 @@ def seal(directory: Path) -> ModelCard:
 
 
 class _CardDumper(yaml.SafeDumper):
-    """One line for each observed field, so that a card of many sensors stays readable; no aliases."""
+    """Lists of numbers and observed fields take a line each, so that a card of many sensors stays readable."""
 
     def ignore_aliases(self, _: Any) -> bool:
         return True
@@ -81,3 +81,7 @@ class _CardDumper(yaml.SafeDumper):
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         leaf = isinstance(mapping, dict) and "name" in mapping and "unit" in mapping
         return super().represent_mapping(tag, mapping, flow_style=True if leaf else flow_style)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        leaf = not any(isinstance(item, dict | list) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=True if leaf else flow_style)
