@@ -1,4 +1,4 @@
-"""Make an artifact of a checkpoint: `python -m examples.racetrack.record runs/racetrack/ppo_500000_steps.zip v0.2.0`.
+"""Make an artifact of a checkpoint: `python -m examples.racetrack.record runs/racetrack/ppo_501760_steps.zip v0.2.0`.
 
 Everything in `golden.npz` is computed by the training side: the fitted scaler, stable-baselines3's own distribution
 and `predict`, and three lines of numpy for the seeded samples. None of it comes from the serving code, so a mistake

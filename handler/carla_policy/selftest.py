@@ -2,8 +2,9 @@
 
 Every stage is compared with what the training side recorded: features, head parameters, deterministic actions and
 seeded samples. A difference beyond the card's `parity.atol` fails, naming the vector, the field, what was expected
-and what came. Below it, the share of bit-equal values and the largest difference are reported, so that another
-processor's rounding shows and does not block.
+and what came. So does a row whose bits depend on its place in a batch, by however little. Below `parity.atol` the
+share of bit-equal values and the largest difference are reported, so that another processor's rounding shows and
+does not block.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carla_policy.card import GOLDEN_FILE
+from carla_policy.card import GOLDEN_FILE, MODEL_FILE
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray, GoldenVectors
 from carla_policy.policy import Policy
+
+ROWS_TRIED_ALONE = 32
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class StageParity:
 
 
 def replay(policy: Policy, golden: GoldenVectors) -> tuple[StageParity, ...]:
-    """Compare all stages; `ArtifactError` at the first value that differs by more than `parity.atol`."""
+    """Compare all stages; `ArtifactError` at the first value that differs by more than `parity.atol`.
+
+    Raises `ArtifactError` too where the same observation has other bits in another place of a batch, or alone.
+    """
     atol = policy.card.parity.atol
+    _check_batching(policy, policy.preprocessor(golden.observations))
     return tuple(
         _compare(stage, expected, got, atol=atol, dims=dims) for stage, expected, got, dims in _stages(policy, golden)
     )
@@ -52,6 +59,24 @@ def _stages(policy: Policy, golden: GoldenVectors) -> Iterator[tuple[str, FloatA
         for row, seed in enumerate(golden.seeds)
     ]
     yield "sampled_actions", golden.sampled_actions, np.concatenate(samples), policy.layout.names
+
+
+def _check_batching(policy: Policy, features: FloatArray) -> None:
+    rows, tile = len(features), policy.card.inference.tile
+    advice = "the network must keep no state and draw no random numbers"
+    if tile > 1:
+        advice = f"on this processor inference.tile = {tile} does not make rows independent, 1 does"
+    reference = policy.evaluate(features)
+    orders = [np.roll(np.arange(rows), shift) for shift in (1, tile // 2 + 1)]
+    for order in (*orders, *(np.array([row]) for row in range(ROWS_TRIED_ALONE))):
+        for name, values in policy.evaluate(features[order]).items():
+            differs = np.argwhere(_bits(values) != _bits(reference[name][order]))
+            if len(differs):
+                row = int(order[differs[0][0]])
+                raise ArtifactError(
+                    f"{MODEL_FILE}: vector {row}, {name}: the same observation gets other bits in another place of a "
+                    f"batch; {advice}"
+                )
 
 
 def _compare(stage: str, expected: FloatArray, got: FloatArray, *, atol: float, dims: tuple[str, ...]) -> StageParity:

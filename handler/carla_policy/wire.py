@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from carla_policy.card import ModelCard
 from carla_policy.errors import (
@@ -191,10 +191,7 @@ def _refusal(body: bytes | bytearray, errors: Sequence[ErrorDetails]) -> Request
         return _unreadable(bytes(body), first["ctx"]["error"])
     if any(error["type"] == "finite_number" for error in errors):
         return InvalidJson("body: NaN, Infinity and numbers beyond float64 are not JSON numbers; send finite numbers")
-    findings = []
-    for error in errors:
-        message = error["msg"].removeprefix("Input should be ")
-        findings.append((_path(error["loc"]) or "body", f"{message}, got {_what(error)}", error["type"]))
+    findings = [(_path(error["loc"]) or "body", _finding(error), error["type"]) for error in errors]
     return _details(_class_of(first), findings)
 
 
@@ -221,9 +218,14 @@ def _path(loc: Sequence[int | str]) -> str:
     return path.removeprefix(".")[:200]
 
 
-def _what(error: ErrorDetails) -> str:
+def _finding(error: ErrorDetails) -> str:
     if error["type"] == "missing":
-        return "nothing"
-    value: Any = error["input"]
+        return "this field is required, but missing"
+    if error["type"] == "extra_forbidden":
+        return "not a field of a request; remove it"
+    return f"expected {error['msg'].removeprefix('Input should be ')}, got {_what(error['input'])}"
+
+
+def _what(value: Any) -> str:
     kind = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return kind.get(type(value), f"{value!r:.40}")

@@ -85,3 +85,8 @@ class _CardDumper(yaml.SafeDumper):
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         leaf = not any(isinstance(item, dict | list) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=True if leaf else flow_style)
+
+
+# What people put into a card: torch.__version__ and numpy.float64 are subclasses of plain types.
+_CardDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+_CardDumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))

@@ -224,6 +224,7 @@ def main() -> None:
         app()
     except (ArtifactError, ServerError, RefusedRequest, ValueError, OSError) as error:
         if isinstance(error, requests.ConnectionError):
-            error = OSError(f"no server answers: {error}; start one with `carla-policy serve`")
+            url = error.request.url if error.request else ""
+            error = OSError(f"no server answers at {url}; start one with `carla-policy serve`, or name its --url")
         err.print(f"error: {error}", markup=False)
         sys.exit(1)

@@ -69,6 +69,8 @@ def promoted_version(base: str) -> str:
 
 def golden_observations(archive: Path) -> FloatArray:
     """The observations `[rows, 2 + sensors]` of the golden vectors in an archive."""
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: no archive to take a golden observation from; build it, or send a --file")
     with (
         zipfile.ZipFile(archive) as packed,
         np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,

@@ -24,6 +24,8 @@ def main(model_dir: Path) -> dict[str, object]:
 
     from ts.model_loader import TsModelLoader
 
+    import policy_handler  # noqa: F401 - TorchServe's loader hides why an import fails
+
     service = TsModelLoader().load("carla_policy", str(model_dir), "policy_handler.py", None, 1)
     _check_origins(model_dir)
     metadata = service._entry_point.__self__.describe_handle()

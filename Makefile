@@ -1,0 +1,61 @@
+# Every habit has one command here, and .ci/run calls the same ones. Each sets up .venv itself when needed.
+# With no CUDA device, `PIP_EXTRA_INDEX_URL=<PyTorch's CPU index>` in the environment saves several GB.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+ARTIFACTS := $(wildcard artifacts/v*)
+
+# torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.
+LOCK_VENV := build/lock
+COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 \
+	--no-emit-package torch --custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build rebuild serve test check fix lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+$(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/serve.txt -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[train,test,check]'
+	touch $@
+
+setup: $(VENV)/serve.stamp  ## Create .venv with what serving needs
+
+build: setup  ## Build and verify an archive of each artifact
+	$(BIN)/carla-policy build $(ARTIFACTS)
+
+rebuild: setup  ## Delete the archives of the shipped artifacts and build them again
+	rm -f $(patsubst artifacts/%,model_store/carla_policy-%.mar,$(ARTIFACTS))
+	$(BIN)/carla-policy build $(ARTIFACTS)
+
+serve: build  ## Serve all versions on this machine until Ctrl-C
+	$(BIN)/carla-policy serve $(SERVE_OPTIONS)
+
+test: $(VENV)/dev.stamp  ## Run every test
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: $(VENV)/dev.stamp  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/dev.stamp  ## Mend what lint and formatting can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## Resolve the locked requirements again
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(COMPILE) -o requirements/serve.txt setup.cfg
+	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra train --extra test --extra check setup.cfg
+	rm -rf $(LOCK_VENV)
+
+clean:  ## Remove what can be made again
+	rm -rf $(VENV) build *.egg-info handler/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis model_store/*.mar

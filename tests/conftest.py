@@ -1,0 +1,68 @@
+"""Fixtures: the shipped artifacts, archives built of them, and real servers of those archives."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from carla_policy.loading import LoadedPolicy, load_policy
+from carla_policy_tools.archive import unpack
+from carla_policy_tools.build import build
+from carla_policy_tools.paths import ARTIFACTS, archive_name
+from tests.servers import ServeProcess
+from tests.synthetic import make_artifact
+
+SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """As in a worker."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with an archive of every shipped artifact."""
+    directory = tmp_path_factory.mktemp("store")
+    for version in SHIPPED:
+        build(ARTIFACTS / version, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[ServeProcess]:
+    """All shipped versions side by side, in the realtime profile."""
+    with ServeProcess(store) as process:
+        yield process
+
+
+@pytest.fixture
+def shipped_copy(tmp_path: Path) -> Path:
+    """A copy of a shipped artifact, to be damaged."""
+    return Path(shutil.copytree(ARTIFACTS / SHIPPED[0], tmp_path / SHIPPED[0]))
+
+
+@pytest.fixture(scope="session")
+def unpacked(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Unpack a shipped version's archive into a directory of its own."""
+
+    def unpack_version(version: str) -> Path:
+        directory = tmp_path_factory.mktemp("unpacked")
+        unpack(store / archive_name(version), directory)
+        return directory
+
+    return unpack_version
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> LoadedPolicy:
+    """A loaded policy of 5 sensors and an `[acceleration, steer]` action, quick to make."""
+    root = tmp_path_factory.mktemp("synthetic")
+    build(make_artifact(root, "v1.0.0"), root)
+    unpack(root / archive_name("v1.0.0"), root / "unpacked")
+    return load_policy(root / "unpacked")

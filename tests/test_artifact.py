@@ -1,0 +1,187 @@
+"""Artifacts: what is refused before anything of it is opened, and that the message names the file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carla_policy.card import load_card, parse_yaml
+from carla_policy.errors import ArtifactError
+from carla_policy.version import check_version, parse_version, version_key
+from carla_policy_tools.artifact import load_artifact, seal, verify_artifact
+from tests.synthetic import make_artifact
+
+FILES = ["model.pt", "preprocessor.pkl", "golden.npz", "model_card.yaml"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("position", [0.0, 0.37, 0.999])
+def test_one_changed_byte_is_refused_by_file_name(shipped_copy: Path, name: str, position: float) -> None:
+    flip_byte(shipped_copy / name, position)
+    with pytest.raises(ArtifactError, match=name):
+        verify_artifact(shipped_copy)
+
+
+def test_missing_and_extra_files_are_all_named(shipped_copy: Path) -> None:
+    (shipped_copy / "golden.npz").unlink()
+    (shipped_copy / "json.py").write_text("")
+    with pytest.raises(ArtifactError, match=r"golden\.npz: missing.*json\.py: not listed"):
+        verify_artifact(shipped_copy)
+
+
+def test_directory_and_card_must_agree_on_the_version(shipped_copy: Path) -> None:
+    renamed = shipped_copy.rename(shipped_copy.with_name("v9.9.9"))
+    with pytest.raises(
+        ArtifactError, match=r"model_card\.yaml: version v0\.1\.0 stands in a directory named 'v9\.9\.9'"
+    ):
+        verify_artifact(renamed)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("description:", "descriptoin:", r"descriptoin: Extra inputs are not permitted"),
+        ("version: v0.1.0", "version: 0.1.0", r"version: .*expected vMAJOR\.MINOR\.PATCH"),
+        ("  atol: 1.0e-06", "  atol: .nan", r"parity\.atol: .*finite number"),
+        ("  atol: 1.0e-06", "  atol: '1e-6'", r"parity\.atol: .*number \(got '1e-6'\)"),
+        ("low: [-1.0, -1.0]", "low: [-1.0, 1.0]", r"steer must lie within \[-1\.0, 1\.0\], got \[1\.0, 1\.0\]"),
+        ("layout: [acceleration, steer]", "layout: [throttle, steer]", r"layout must name throttle, brake and steer"),
+        ("name: steering,", "name: wheel,", r"the first two fields must be speed and steering"),
+        ("model_name: carla_policy", "model_name: carla_policy\nmodel_name: other", r"'model_name' appears twice"),
+        (
+            "description:",
+            "description: !!python/object/apply:os.system [true]\nold:",
+            r"not readable as YAML: .*constructor",
+        ),
+        ("parity:", "parity: &a\n  x: *a\nold:", r"aliases are not allowed"),
+    ],
+)
+def test_card_that_does_not_fit_is_refused_by_key(shipped_copy: Path, old: str, new: str, message: str) -> None:
+    card = shipped_copy / "model_card.yaml"
+    text = card.read_text()
+    assert old in text
+    card.write_text(text.replace(old, new, 1))
+    with pytest.raises(ArtifactError, match=rf"model_card\.yaml: .*{message}"):
+        load_card(card)
+
+
+def test_seal_accepts_a_meant_edit(shipped_copy: Path) -> None:
+    card = shipped_copy / "model_card.yaml"
+    card.write_text(card.read_text().replace("atol: 1.0e-06", "atol: 1e-5"))
+    with pytest.raises(ArtifactError, match=r"content has changed.*carla-policy seal"):
+        verify_artifact(shipped_copy)
+    assert seal(shipped_copy).parity.atol == 1e-5
+    verify_artifact(shipped_copy)
+
+
+def test_golden_value_beyond_tolerance_is_refused_by_vector_and_field(shipped_copy: Path) -> None:
+    change_golden(shipped_copy, "deterministic_actions", (41, 1), 0.25)
+    with pytest.raises(
+        ArtifactError, match=r"golden\.npz: vector 41, deterministic_actions\.steer: expected .*, got .*1 of"
+    ):
+        load_artifact(shipped_copy)
+
+
+def test_golden_value_that_is_not_finite_is_refused_by_index(shipped_copy: Path) -> None:
+    change_golden(shipped_copy, "features", (7, 3), np.nan)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: features\[7, 3\]: expected a finite number, got nan"):
+        load_artifact(shipped_copy)
+
+
+def test_golden_file_with_too_few_rows_is_refused(shipped_copy: Path) -> None:
+    golden = dict(np.load(shipped_copy / "golden.npz"))
+    np.savez(shipped_copy / "golden.npz", **{name: values[:255] for name, values in golden.items()})
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: observations: expected at least 256 rows, got 255"):
+        load_artifact(shipped_copy)
+
+
+def test_golden_file_of_pickled_objects_is_not_opened(shipped_copy: Path) -> None:
+    np.savez(shipped_copy / "golden.npz", observations=np.array([{"a": 1}], dtype=object))
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: cannot be read as an \.npz file of plain arrays"):
+        load_artifact(shipped_copy)
+
+
+def test_model_that_is_not_torchscript_is_refused(shipped_copy: Path) -> None:
+    (shipped_copy / "model.pt").write_bytes(b"not a model")
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"model\.pt: does not load and run as TorchScript"):
+        load_artifact(shipped_copy)
+
+
+def test_pickle_that_calls_anything_else_is_refused_before_it_runs(shipped_copy: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (marker,))
+
+    (shipped_copy / "preprocessor.pkl").write_bytes(pickle.dumps(Payload()))
+    seal(shipped_copy)
+    with pytest.raises(
+        ArtifactError, match=r"preprocessor\.pkl: it refers to pathlib\.[\w.]+, which no preprocessor may"
+    ):
+        load_artifact(shipped_copy)
+    assert not marker.exists()
+
+
+def test_data_behind_the_pickle_is_refused(shipped_copy: Path) -> None:
+    with (shipped_copy / "preprocessor.pkl").open("ab") as file:
+        file.write(pickle.dumps(1))
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"preprocessor\.pkl: there is data behind the pickled object"):
+        load_artifact(shipped_copy)
+
+
+def test_network_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    from tests.synthetic import Network
+
+    class Dice(Network):
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, log_std = super().forward(features)
+            return mean + 1e-9 * torch.rand_like(mean), log_std
+
+    artifact = make_artifact(tmp_path, "v1.0.0", network=Dice(7, 2))
+    with pytest.raises(ArtifactError, match=r"model\.pt: vector \d+, mean: the same observation gets other bits"):
+        load_artifact(artifact)
+
+
+@pytest.mark.parametrize("text", ["1.2.3", "v1.2.3"])
+def test_versions_are_read_with_and_without_their_v(text: str) -> None:
+    assert parse_version(text) == "v1.2.3"
+
+
+@pytest.mark.parametrize("text", ["v1.2", "v01.2.3", "v1.2.3-rc1", "v1.2.3\n", "latest", "", "v１.2.3", "vv1.2.3"])
+def test_other_spellings_of_a_version_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a version: expected vMAJOR"):
+        check_version(text)
+
+
+def test_versions_sort_by_number() -> None:
+    assert sorted(["v0.10.0", "v0.9.1", "v1.0.0"], key=version_key) == ["v0.9.1", "v0.10.0", "v1.0.0"]
+
+
+def test_numbers_of_yaml_1_2_are_numbers() -> None:
+    assert parse_yaml(b"[1e-6, 1E3, 1.5e+2, 12, v1, 1e]", "x") == [1e-6, 1e3, 150.0, 12, "v1", "1e"]
+
+
+def flip_byte(path: Path, position: float) -> None:
+    """Change one byte at a relative position of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(position * (len(data) - 1))] ^= 0x01
+    path.write_bytes(data)
+
+
+def change_golden(artifact: Path, name: str, index: tuple[int, int], value: float) -> None:
+    """Set one value of a golden array, and seal the artifact again."""
+    golden = dict(np.load(artifact / "golden.npz"))
+    golden[name] = golden[name].copy()
+    golden[name][index] = value
+    np.savez(artifact / "golden.npz", **golden)
+    seal(artifact)
