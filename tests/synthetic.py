@@ -1,4 +1,4 @@
-"""Artifacts of policies that nobody trained: any layout, preprocessor and size, with golden vectors from torch itself."""
+"""Artifacts of policies that nobody trained: any layout, preprocessor and size, golden vectors from torch."""
 
 from __future__ import annotations
 

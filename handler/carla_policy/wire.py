@@ -8,6 +8,7 @@ rounded to it on arrival, and an action is written so that reading it back gives
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
@@ -189,7 +190,7 @@ def _refusal(body: bytes | bytearray, errors: Sequence[ErrorDetails]) -> Request
     first = errors[0]
     if first["type"] == "json_invalid":
         return _unreadable(bytes(body), first["ctx"]["error"])
-    if any(error["type"] == "finite_number" for error in errors):
+    if any(isinstance(error["input"], float) and not math.isfinite(error["input"]) for error in errors):
         return InvalidJson("body: NaN, Infinity and numbers beyond float64 are not JSON numbers; send finite numbers")
     findings = [(_path(error["loc"]) or "body", _finding(error), error["type"]) for error in errors]
     return _details(_class_of(first), findings)

@@ -1,0 +1,119 @@
+"""The handler under TorchServe's own loader and context, without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ts.context import RequestProcessor
+from ts.model_loader import TsModelLoader
+
+from carla_policy_tools.client import request_body
+from tests.conftest import SHIPPED
+
+VERSION = SHIPPED[0]
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def ts_service(unpacked: Callable[[str], Path]) -> Iterator[Any]:
+    yield TsModelLoader().load("carla_policy", str(unpacked(VERSION)), "policy_handler.py", None, 8)
+    sys.modules.pop("policy_handler", None)
+
+
+def handle(service: Any, rows: list[tuple[dict[str, Any], dict[str, str]]]) -> list[tuple[int, dict[str, str], Any]]:
+    """Status, response headers and decoded body of each row, as TorchServe would send them."""
+    context = service.context
+    context.request_ids = {index: f"id-{index}" for index in range(len(rows))}
+    context.request_processor = [
+        RequestProcessor({**headers, **{name: {"content-type": None} for name in row}}) for row, headers in rows
+    ]
+    bodies = service._entry_point([row for row, _ in rows], context)
+    return [
+        (context.get_response_status(index)[0], context.get_response_headers(index), _decoded(body))
+        for index, body in enumerate(bodies)
+    ]
+
+
+def _decoded(body: Any) -> Any:
+    return json.loads(body) if isinstance(body, bytes) else body
+
+
+@pytest.fixture(scope="module")
+def body(ts_service: Any) -> bytearray:
+    golden = ts_service._entry_point.__self__.service._loaded.golden
+    return bytearray(json.dumps(request_body(golden.observations[:1])).encode())
+
+
+def test_each_row_has_its_own_status_and_headers(ts_service: Any, body: bytearray) -> None:
+    answers = handle(
+        ts_service,
+        [
+            ({"body": body}, JSON),
+            ({"body": bytearray(b"{")}, JSON),
+            ({"body": body}, {"Content-Type": "text/plain"}),
+            ({"body": body}, {"CONTENT-TYPE": "Application/JSON"}),
+            ({}, {"content-type": "application/x-www-form-urlencoded"}),
+            ({"body": bytearray()}, {"url_path": "healthz"}),
+        ],
+    )
+    assert [status for status, _, _ in answers] == [200, 400, 415, 200, 415, 200]
+    assert all(headers["content-type"] == "application/json" for _, headers, _ in answers)
+    assert all(headers["x-policy-version"] == VERSION for _, headers, _ in answers)
+    assert answers[1][2]["requestId"] == "id-1"
+    assert answers[0][2]["actions"] == answers[3][2]["actions"]
+
+
+def test_describe_answers_the_metadata(ts_service: Any) -> None:
+    ((_, _, described),) = handle(ts_service, [({}, {"describe": "True"})])
+    ((_, _, metadata),) = handle(ts_service, [({"body": bytearray()}, {"url_path": "metadata"})])
+    assert described == metadata
+
+
+def test_client_that_sends_a_describe_header_gets_its_prediction(ts_service: Any, body: bytearray) -> None:
+    answers = handle(ts_service, [({"body": body}, {**JSON, "describe": "True"}), ({"body": body}, JSON)])
+    assert answers[0][2]["actions"] == answers[1][2]["actions"]
+
+
+def test_trace_headers_come_back_and_nothing_unsafe_does(ts_service: Any, body: bytearray) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    answers = handle(
+        ts_service,
+        [
+            ({"body": body}, {**JSON, "Traceparent": trace, "x-client-request-id": "car-7:42"}),
+            ({"body": body}, {**JSON, "traceparent": "a\r\nset-cookie: b", "x-client-request-id": "ü"}),
+        ],
+    )
+    assert answers[0][1]["traceparent"] == trace
+    assert answers[0][1]["x-client-request-id"] == "car-7:42"
+    assert {"traceparent", "x-client-request-id"}.isdisjoint(answers[1][1])
+
+
+def test_part_of_a_request_that_is_named_like_a_header_is_not_one(ts_service: Any, body: bytearray) -> None:
+    ((status, _, _),) = handle(ts_service, [({"body": body, "url_path": bytearray(b"healthz")}, JSON)])
+    assert status == 200
+
+
+@pytest.mark.usefixtures("ts_service")
+def test_worker_settings() -> None:
+    assert os.environ["TS_DECODE_INPUT_REQUEST"] == "false"
+    assert torch.get_num_threads() == 1
+
+
+def test_version_that_fails_its_self_test_raises_the_error_that_torchserve_rolls_back(
+    unpacked: Callable[[str], Path], tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(unpacked(VERSION), tmp_path / "model"))
+    golden = dict(np.load(directory / "golden.npz"))
+    golden["mean"] = golden["mean"] + np.float32(1)
+    np.savez(directory / "golden.npz", **golden)
+    with pytest.raises(ValueError, match=r"golden\.npz: content has changed"):
+        TsModelLoader().load("carla_policy", str(directory), "policy_handler.py", None, 1)

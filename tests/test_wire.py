@@ -1,0 +1,158 @@
+"""Requests: what is read, and that every refusal has its fixed status and type and names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carla_policy.card import ModelCard
+from carla_policy.errors import RequestError
+from carla_policy.loading import LoadedPolicy
+from carla_policy.wire import check_media_type, parse_prediction
+
+
+@pytest.fixture
+def card(synthetic: LoadedPolicy) -> ModelCard:
+    return synthetic.policy.card
+
+
+def observation(**changes: Any) -> dict[str, Any]:
+    return {"speed": 1.0, "steering": 0.0, "sensors": [0.0] * 5, **changes}
+
+
+def request(**changes: Any) -> bytes:
+    return json.dumps({"observations": [observation()], **changes}).encode()
+
+
+def refusal(body: bytes, card: ModelCard) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse_prediction(body, card)
+    return caught.value
+
+
+def test_numbers_are_rounded_to_float32_on_arrival(card: ModelCard) -> None:
+    prediction = parse_prediction(
+        request(observations=[observation(speed=0.1, steering=-0.0, sensors=[1e-40] * 5)]), card
+    )
+    assert prediction.observations.dtype == np.float32
+    assert prediction.observations[0, 0] == np.float32(0.1)
+    assert np.signbit(prediction.observations[0, 1])
+    assert prediction.observations[0, 2] == np.float32(1e-40)
+
+
+def test_options_have_defaults(card: ModelCard) -> None:
+    prediction = parse_prediction(request(), card)
+    assert (prediction.deterministic, prediction.seed) == (True, None)
+    prediction = parse_prediction(request(deterministic=False, seed=2**64 - 1), card)
+    assert (prediction.deterministic, prediction.seed) == (False, 2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "message"),
+    [
+        (b"", 400, "EMPTY_BODY", "body: expected a JSON object"),
+        (b" \n\t", 400, "EMPTY_BODY", "body: expected a JSON object"),
+        (b"{", 400, "INVALID_JSON", "body: not a JSON document: EOF"),
+        (request() + b"x", 400, "INVALID_JSON", "trailing characters"),
+        (b"{'observations': []}", 400, "INVALID_JSON", "line 1 column 2"),
+        (b'{"observations": [NaN]}', 400, "INVALID_JSON", "NaN"),
+        (request().replace(b"1.0", b"NaN"), 400, "INVALID_JSON", "NaN"),
+        (request().replace(b"1.0", b"-Infinity"), 400, "INVALID_JSON", "Infinity"),
+        (request().replace(b"1.0", b"1e999"), 400, "INVALID_JSON", "beyond float64"),
+        (b"[" * 100_000, 400, "INVALID_JSON", "recursion"),
+        (b"\xef\xbb\xbf" + request(), 400, "INVALID_ENCODING", "byte order mark"),
+        (request().decode().encode("utf-16"), 400, "INVALID_ENCODING", "not UTF-8 at byte 0"),
+        (b'{"\xff": 1}', 400, "INVALID_ENCODING", "not UTF-8 at byte 2"),
+        (b"null", 422, "SCHEMA", "body: expected an object, got null"),
+        (b"[]", 422, "SCHEMA", "body: expected an object, got an array"),
+        (b"{}", 422, "SCHEMA", "observations: this field is required, but missing"),
+        (request(observatons=1), 422, "SCHEMA", "observatons: not a field of a request; remove it"),
+        (request(observations=[None]), 422, "SCHEMA", "observations[0]: expected an object, got null"),
+        (
+            request(observations=[observation(speed=True)]),
+            422,
+            "SCHEMA",
+            "observations[0].speed: expected a valid number",
+        ),
+        (request(observations=[observation(), observation(speed="1")]), 422, "SCHEMA", "observations[1].speed: "),
+        (request(observations=[observation(gear=1)]), 422, "SCHEMA", "observations[0].gear: not a field"),
+        (request(observations=[observation(sensors=[None] * 5)]), 422, "SCHEMA", "observations[0].sensors[0]: "),
+        (request(observations=[]), 422, "SHAPE", "observations: expected at least 1 observation, got 0"),
+        (
+            request(observations=[observation(sensors=[0] * 4)]),
+            422,
+            "SHAPE",
+            "observations[0].sensors: expected 5 values, got 4",
+        ),
+        (
+            request(observations=[observation(), observation(sensors=[])]),
+            422,
+            "SHAPE",
+            "observations[1].sensors: expected 5",
+        ),
+        (request(observations=[observation(sensors=[[0]] * 5)]), 422, "SHAPE", "observations[0].sensors[0]: "),
+        (
+            request(observations=[observation(speed=1e308)]),
+            422,
+            "OUT_OF_RANGE",
+            "observations[0].speed: speed must lie within",
+        ),
+        (
+            request(observations=[observation(sensors=[0, 0, 51, 0, 0])]),
+            422,
+            "OUT_OF_RANGE",
+            "observations[0].sensors[2]: ",
+        ),
+        (
+            request(observations=[observation()] * 8193),
+            422,
+            "BATCH_TOO_LARGE",
+            "expected at most 8192 observations, got 8193",
+        ),
+        (request(deterministic="yes"), 422, "INVALID_OPTION", "deterministic: expected a valid boolean, got a string"),
+        (request(deterministic=1), 422, "INVALID_OPTION", "deterministic: "),
+        (request(seed=-1), 422, "INVALID_OPTION", "seed: "),
+        (request(seed=2**64), 422, "INVALID_OPTION", "seed: "),
+        (request(seed=1.5), 422, "INVALID_OPTION", "seed: "),
+        (request(seed=True), 422, "INVALID_OPTION", "seed: "),
+    ],
+)
+def test_refusals(body: bytes, status: int, kind: str, message: str, card: ModelCard) -> None:
+    error = refusal(body, card)
+    assert (error.status, error.type) == (status, kind)
+    assert message in str(error)
+    assert len(str(error)) < 500
+
+
+def test_all_findings_are_listed_up_to_ten(card: ModelCard) -> None:
+    error = refusal(request(observations=[observation(sensors=[0] * 4)] * 30), card)
+    assert [detail["loc"] for detail in error.details] == [f"observations[{row}].sensors" for row in range(10)]
+    assert "(and 29 more)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "application/json", "Application/JSON", 'application/json; charset="utf-8"']
+)
+def test_json_media_types_are_read(content_type: str | None) -> None:
+    check_media_type(content_type, None)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding"),
+    [
+        ("text/plain", None),
+        ("application/x-www-form-urlencoded", None),
+        ("multipart/form-data; boundary=x", None),
+        ("application/json; charset=latin-1", None),
+        ("application/json", "gzip"),
+        ("application/json", "deflate"),
+    ],
+)
+def test_other_media_types_are_refused(content_type: str, encoding: str | None) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_media_type(content_type, encoding)
+    assert (caught.value.status, caught.value.type) == (415, "UNSUPPORTED_MEDIA_TYPE")
+    assert "Content-Type: application/json" in str(caught.value)
