@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from carla_policy_tools.artifact import load_artifact
 from examples.racetrack.driving_env import DrivingEnv
@@ -31,7 +30,7 @@ def drive(act: Act, *, episodes: int, description: str) -> dict[str, float | int
     """Performance metrics of `act` over seeded episodes, as the card states them."""
     env = DrivingEnv()
     returns, lengths, crashed, off_road = [], [], 0, 0
-    for episode in track(range(episodes), description=description):
+    for episode in track(range(episodes), description=description, console=Console(stderr=True)):
         observation, _ = env.reset(seed=FIRST_SEED + episode)
         total, steps, terminated, truncated = 0.0, 0, False, False
         info: dict[str, Any] = {}
@@ -46,7 +45,7 @@ def drive(act: Act, *, episodes: int, description: str) -> dict[str, float | int
     return {
         "episodes": episodes,
         "mean_return": round(float(np.mean(returns)), 3),
-        "std_return": round(float(np.std(returns, ddof=1)), 3),
+        "std_return": round(float(np.std(returns, ddof=min(episodes - 1, 1))), 3),
         "mean_episode_length": round(float(np.mean(lengths)), 2),
         "completed": episodes - crashed - off_road,
         "collisions": crashed,
@@ -74,10 +73,10 @@ def main() -> None:
         path.name: drive(act_of(path), episodes=arguments.episodes, description=path.name)
         for path in arguments.artifacts
     }
-    table = Table("version", *next(iter(results.values())))
+    columns = ["version", *next(iter(results.values()))]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for name, metrics in results.items():
-        table.add_row(name, *map(str, metrics.values()))
-    Console().print(table)
+        print(f"| {name} | {' | '.join(map(str, metrics.values()))} |")
 
 
 if __name__ == "__main__":

@@ -25,21 +25,20 @@ class TorchScriptRuntime:
     device: torch.device
     tile: int
     output_names: tuple[str, ...]
-    dims: int
 
     def __call__(self, features: FloatArray) -> dict[str, FloatArray]:
         """Head parameters by name, each `[rows, dims]` float32, of `features` `[rows, features]`."""
         rows = len(features)
-        outputs = {name: np.empty((rows, self.dims), np.float32) for name in self.output_names}
         padding = -rows % self.tile
         if padding:
             features = np.concatenate([features, np.repeat(features[-1:], padding, axis=0)])
         with torch.inference_mode():
             tiles = torch.from_numpy(features).to(self.device).split(self.tile)  # type: ignore[no-untyped-call]
-            for start, tile in zip(range(0, rows, self.tile), tiles, strict=True):
-                for name, output in zip(self.output_names, self.module(tile), strict=True):
-                    outputs[name][start : start + self.tile] = output.numpy(force=True)[: rows - start]
-        return outputs
+            outputs = zip(*(self.module(tile) for tile in tiles), strict=True)
+            return {
+                name: torch.cat(parts)[:rows].numpy(force=True)
+                for name, parts in zip(self.output_names, outputs, strict=True)
+            }
 
 
 def select_device() -> torch.device:
@@ -68,4 +67,4 @@ def load_torchscript(
         expected = f"a tuple ({', '.join(output_names)}), each of shape {(tile, dims)}"
         got = f"shapes {shapes}" if shapes else type(outputs).__name__
         raise ArtifactError(f"{path.name}: expected {expected}, got {got}")
-    return TorchScriptRuntime(module, device, tile, output_names, dims)
+    return TorchScriptRuntime(module, device, tile, output_names)
