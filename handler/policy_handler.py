@@ -19,7 +19,8 @@ from carla_policy.service import Answer, Batch, PolicyService, Request
 logger = logging.getLogger(__name__)
 
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ECHOED_HEADERS = ("traceparent", "x-client-request-id")
+_ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
+"""Request header to response header; TorchServe answers with an x-request-id of its own."""
 
 
 class PolicyHandler(BaseHandler):  # type: ignore[misc]
@@ -105,7 +106,7 @@ def _to_request(row: dict[str, Any], headers: dict[str, str], request_id: str) -
 
 def _echoed(headers: dict[str, str]) -> list[tuple[str, str]]:
     return [
-        (name, headers[name])
-        for name in _ECHOED_HEADERS
+        (response_name, headers[name])
+        for name, response_name in _ECHOED_HEADERS.items()
         if name in headers and _SAFE_HEADER_VALUE.fullmatch(headers[name])
     ]

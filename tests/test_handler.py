@@ -88,8 +88,8 @@ def test_trace_headers_come_back_and_nothing_unsafe_does(ts_service: Any, body: 
     answers = handle(
         ts_service,
         [
-            ({"body": body}, {**JSON, "Traceparent": trace, "x-client-request-id": "car-7:42"}),
-            ({"body": body}, {**JSON, "traceparent": "a\r\nset-cookie: b", "x-client-request-id": "ü"}),
+            ({"body": body}, {**JSON, "Traceparent": trace, "X-Request-Id": "car-7:42"}),
+            ({"body": body}, {**JSON, "traceparent": "a\r\nset-cookie: b", "x-request-id": "ü"}),
         ],
     )
     assert answers[0][1]["traceparent"] == trace

@@ -36,7 +36,7 @@ def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProces
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False, input=stdin)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stop_leaves_nothing_behind(small_store: Path, number: int) -> None:
     with ServeProcess(small_store) as server:
         assert (server.ready["versions"], server.ready["promoted"]) == (["v1.9.0", "v1.10.0"], "v1.10.0")

@@ -20,6 +20,7 @@ from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
 _LOCK_FILE = "serve.lock"
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Deployment:
 
 
 class StopRequested(BaseException):
-    """Ctrl-C or SIGTERM arrived."""
+    """Ctrl-C arrived, or SIGTERM, or the terminal was closed."""
 
 
 def choose_versions(store: Path, versions: Sequence[str] = (), promote: str | None = None) -> Deployment:
@@ -73,19 +74,18 @@ def serve(
     settings = properties(
         versions=deployment.versions, promoted=deployment.promoted, profile=profile, ports=ports, store=deployment.store
     )
-    with _run_directory(run_dir) as directory, _stop_signals():
-        try:
-            with TorchServe(settings, ports, directory) as server:
-                try:
-                    server.wait_ready(deployment.versions, profile.workers, profile.startup_timeout_s)
-                    on_ready(server)
-                    while True:
-                        server.check()
-                        time.sleep(WATCH_INTERVAL_S)
-                finally:
-                    _ignore_stop_signals()
-        except StopRequested:
-            return
+    try:
+        with _stop_signals(), _run_directory(run_dir) as directory, TorchServe(settings, ports, directory) as server:
+            try:
+                server.wait_ready(deployment.versions, profile.workers, profile.startup_timeout_s)
+                on_ready(server)
+                while True:
+                    server.check()
+                    time.sleep(WATCH_INTERVAL_S)
+            finally:
+                _ignore_stop_signals()
+    except StopRequested:
+        return
 
 
 @contextmanager
@@ -98,10 +98,14 @@ def _run_directory(given: Path | None) -> Iterator[Path]:
         except BlockingIOError:
             raise ServerError(f"{directory}: another server runs there; choose another --run-dir") from None
         shutil.rmtree(directory / "tmp", ignore_errors=True)  # copies that a killed server unpacked
-        yield directory
-        shutil.rmtree(directory / "tmp", ignore_errors=True)
-    if given is None:
-        shutil.rmtree(directory, ignore_errors=True)
+        keep = given is not None
+        try:
+            yield directory
+        except ServerError:
+            keep = True
+            raise
+        finally:
+            shutil.rmtree(directory if not keep else directory / "tmp", ignore_errors=True)
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def _stop_signals() -> Iterator[None]:
     def request_stop(*_: object) -> None:
         raise StopRequested
 
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request_stop) for number in _STOP_SIGNALS}
     try:
         yield
     finally:
@@ -119,7 +123,7 @@ def _stop_signals() -> Iterator[None]:
 
 def _ignore_stop_signals() -> None:
     """Stopping is under way; a second Ctrl-C must not interrupt it and leave orphans."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

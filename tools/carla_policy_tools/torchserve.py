@@ -116,13 +116,13 @@ class TorchServe:
     def check(self) -> None:
         """`ServerError` if the server has ended, or one of its workers has said that its version does not load."""
         if self._load_failure:
-            raise ServerError(f"a version does not load: {self._load_failure}")
+            raise ServerError(f"a version does not load: {self._load_failure} (log: {self.log_file})")
         if self._process is None or self._process.poll() is None:
             return
         if self._reader:
             self._reader.join(timeout=1.0)
         tail = "\n".join(list(self._output)[-15:])
-        raise ServerError(f"TorchServe ended with status {self._process.returncode}:\n{tail}")
+        raise ServerError(f"TorchServe ended with status {self._process.returncode} (log: {self.log_file}):\n{tail}")
 
     def stop(self) -> None:
         """End the server, then whatever is left of its process group; returns when nothing is."""

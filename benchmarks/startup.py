@@ -1,0 +1,55 @@
+"""How long until the first action: `python benchmarks/startup.py --runs 5`.
+
+Each run starts `carla-policy serve` on free ports with every archive in the model store, and takes the time from
+launch to ready (every worker of every version has passed its self-test) and to the first answer. Printed is the
+median with the range; the machine and its load are part of the figure, so compare runs made side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from carla_policy_tools.client import golden_observations, predict, request_body
+from carla_policy_tools.paths import MODEL_STORE, archive_name
+
+
+def start_once(store: Path, profile: str) -> tuple[float, float, int]:
+    """Seconds from launch to ready and to the first answer, and how many versions were served."""
+    command = [str(Path(sys.executable).with_name("carla-policy")), "serve", "--json", "--port", "0"]
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [*command, "--store", str(store), "--profile", profile], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            ready_s = time.perf_counter() - started
+            observation = golden_observations(store / archive_name(ready["promoted"]))[:1]
+            predict(ready["inference"], None, json.dumps(request_body(observation)).encode())
+            return ready_s, time.perf_counter() - started, len(ready["versions"])
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--store", type=Path, default=MODEL_STORE)
+    parser.add_argument("--profile", default="realtime")
+    arguments = parser.parse_args()
+    runs = [start_once(arguments.store, arguments.profile) for _ in range(arguments.runs)]
+    print(f"{runs[0][2]} versions, profile {arguments.profile}, {arguments.runs} runs")
+    for name, seconds in (("ready", [run[0] for run in runs]), ("first answer", [run[1] for run in runs])):
+        print(f"launch to {name:<13} {statistics.median(seconds):.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
+
+
+if __name__ == "__main__":
+    main()
