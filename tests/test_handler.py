@@ -106,6 +106,7 @@ def test_part_of_a_request_that_is_named_like_a_header_is_not_one(ts_service: An
 def test_worker_settings() -> None:
     assert os.environ["TS_DECODE_INPUT_REQUEST"] == "false"
     assert torch.get_num_threads() == 1
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_version_that_fails_its_self_test_raises_the_error_that_torchserve_rolls_back(
