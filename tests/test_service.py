@@ -100,12 +100,14 @@ def test_stochastic_answer_is_reproduced_offline_in_three_lines(
     assert [row["steer"] for row in answer["actions"]] == steer.tolist()
 
 
-def test_fallback_is_reported(synthetic: LoadedPolicy) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_fallback_is_reported(synthetic: LoadedPolicy, value: float, deterministic: bool) -> None:
     broken = _with_runtime(
         synthetic.policy,
-        lambda features: {name: np.full((len(features), 2), np.nan, np.float32) for name in ("mean", "log_std")},
+        lambda features: {name: np.full((len(features), 2), value, np.float32) for name in ("mean", "log_std")},
     )
-    answer = ask(PolicyService(replace(synthetic, policy=broken)), ROWS[:2])
+    answer = ask(PolicyService(replace(synthetic, policy=broken)), ROWS[:2], deterministic=deterministic)
     assert answer["actions"] == [{"throttle": 0.0, "brake": 1.0, "steer": 0.0}] * 2
     assert answer["interventions"] == [{"observation": n, "kind": "fallback"} for n in (0, 1)]
 

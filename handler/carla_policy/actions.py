@@ -30,8 +30,13 @@ class ActionLayout:
         return len(self.names)
 
     def clip(self, actions: FloatArray) -> FloatArray:
-        """`actions` `[rows, dims]` within the bounds, as stable-baselines3's `predict` clips a Gaussian's."""
-        return np.clip(actions, self.low, self.high)
+        """`actions` `[rows, dims]` within the bounds, as stable-baselines3's `predict` clips a Gaussian's.
+
+        What is not finite becomes NaN: clipped, an infinite action would leave as full throttle.
+        """
+        clipped = np.clip(actions, self.low, self.high)
+        clipped[~np.isfinite(actions)] = np.nan
+        return clipped
 
     def to_controls(self, actions: FloatArray) -> FloatArray:
         """Throttle, brake, steer `[rows, 3]` of clipped `actions` `[rows, dims]`; acceleration below zero is brake."""

@@ -106,11 +106,13 @@ def verify(archive: Path) -> Verification:
 
 
 def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
-    model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
-    if (model["modelName"], model["modelVersion"]) != (MODEL_NAME, card.version):
-        raise ArtifactError(
-            f"{MANIFEST_FILE}: names {model['modelName']} {model['modelVersion']}, the card {MODEL_NAME} {card.version}"
-        )
+    try:
+        model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
+        named = (model["modelName"], model["modelVersion"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE}: not a manifest of torch-model-archiver: {error!r}") from None
+    if named != (MODEL_NAME, card.version):
+        raise ArtifactError(f"{MANIFEST_FILE}: names {' '.join(map(str, named))}, the card {MODEL_NAME} {card.version}")
     if archive.name != archive_name(card.version):
         raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
 
