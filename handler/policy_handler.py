@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from ts.context import Context
 from ts.torch_handler.base_handler import BaseHandler
+
+sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
@@ -91,8 +94,10 @@ def _lower_case(headers: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_describe(data: list[dict[str, Any]], headers: list[dict[str, str]]) -> bool:
-    """A describe job comes alone and without a body; a client's request with such a header has one."""
-    return len(data) == 1 and not data[0] and headers[0].get("describe") == "True"
+    """A describe job comes alone, without body, path or type; a prediction with such a header has one of them."""
+    own = headers[0]
+    plain = "url_path" not in own and "content-type" not in own
+    return len(data) == 1 and not data[0] and plain and own.get("describe") == "True"
 
 
 def _to_request(row: dict[str, Any], headers: dict[str, str], request_id: str) -> Request:

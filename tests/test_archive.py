@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from carla_policy.digests import dump_digests, file_digest
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
+from carla_policy_tools import archive as archive_module
+from carla_policy_tools import build as build_module
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.artifact import seal
 from carla_policy_tools.build import build, verify
@@ -49,7 +52,7 @@ def test_other_content_under_a_built_version_is_refused(shipped_copy: Path, tmp_
     card = shipped_copy / "model_card.yaml"
     card.write_text(card.read_text().replace("episodes: 40", "episodes: 41"))
     seal(shipped_copy)
-    with pytest.raises(ArtifactError, match=rf"{ARCHIVE}: {VERSION} was built before with other content"):
+    with pytest.raises(ArtifactError, match=rf"{ARCHIVE}: this version was built before with other content"):
         build(shipped_copy, store)
     assert (store / ARCHIVE).read_bytes() == before
 
@@ -138,8 +141,83 @@ def test_extra_file_in_an_archive_is_refused(unpacked: Callable[[str], Path], tm
     directory = unpacked(VERSION)
     (directory / "json.py").write_text("")
     archive = repack(directory, tmp_path / ARCHIVE, update_digests=False)
-    with pytest.raises(ArtifactError, match=r"json\.py: not listed in digests\.json"):
+    with pytest.raises(ArtifactError, match=r"json\.py: no part of an archive"):
         verify(archive)
+    with pytest.raises(ArtifactError, match=r"json\.py: not listed in digests\.json"):
+        load_policy(directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "torch.py", "carla_policy/.env", "carla_policy/__pycache__/safety.cpython-311.pyc"]
+)
+def test_file_that_no_build_packs_is_refused_even_if_its_digest_is_listed(
+    unpacked: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    directory = unpacked(VERSION)
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("")
+    with pytest.raises(ArtifactError, match="no part of an archive"):
+        verify(repack(directory, tmp_path / ARCHIVE))
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("policy_handler.cpython-311.pyc", True), ("other.cpython-311.pyc", False)]
+)
+def test_only_the_interpreter_s_own_bytecode_may_appear_beside_the_handler(
+    unpacked: Callable[[str], Path], name: str, accepted: bool
+) -> None:
+    directory = unpacked(VERSION)
+    (directory / "__pycache__").mkdir()
+    (directory / "__pycache__" / name).write_bytes(b"")
+    with nullcontext() if accepted else pytest.raises(ArtifactError, match=name):
+        load_policy(directory)
+
+
+def test_litter_in_the_checkout_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = Path(shutil.copytree(archive_module.HANDLER_SOURCES, tmp_path / "handler"))
+    (sources / "carla_policy" / ".env").write_text("secret")
+    (sources / "carla_policy" / "policy.py~").write_text("old")
+    monkeypatch.setattr(archive_module, "HANDLER_SOURCES", sources)
+    build(ARTIFACTS / VERSION, tmp_path / "store")
+    with zipfile.ZipFile(tmp_path / "store" / ARCHIVE) as packed:
+        assert not [name for name in packed.namelist() if name.endswith((".env", "~"))]
+
+
+def test_compressed_archive_is_refused_before_it_is_unpacked(unpacked: Callable[[str], Path], tmp_path: Path) -> None:
+    archive = tmp_path / ARCHIVE
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in unpacked(VERSION).rglob("*.py"):
+            packed.write(path, path.name)
+    with pytest.raises(ArtifactError, match="not the name or kind of a file that a build packs"):
+        unpack(archive, tmp_path / "target")
+
+
+def test_build_that_was_overtaken_by_another_does_not_overwrite_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify_slowly(candidate: Path) -> object:
+        (tmp_path / ARCHIVE).write_bytes(b"built by somebody else meanwhile")
+        return verify(candidate)
+
+    monkeypatch.setattr(build_module, "verify", verify_slowly)
+    with pytest.raises(ArtifactError, match="this version was built before with other content"):
+        build(ARTIFACTS / VERSION, tmp_path)
+    assert (tmp_path / ARCHIVE).read_bytes() == b"built by somebody else meanwhile"
+
+
+def test_card_with_a_limit_below_the_golden_rows_is_built(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, "v1.0.0", card={"inference": {"max_observations": 60}})
+    assert build(artifact, tmp_path).verification.gate == "tile 1, parity.atol 1e-06"
+
+
+def test_changed_digit_in_the_listing_blames_the_listing(unpacked: Callable[[str], Path]) -> None:
+    directory = unpacked(VERSION)
+    text = (directory / "digests.json").read_text()
+    position = text.index("model.pt") + len('model.pt": "sha256:')
+    digit = "0" if text[position] != "0" else "1"
+    (directory / "digests.json").write_text(text[:position] + digit + text[position + 1 :])
+    with pytest.raises(ArtifactError, match=r"^digests\.json: content has changed"):
+        load_policy(directory)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/absolute", "a/../../b", "a\\b"])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from carla_policy.card import load_card, parse_yaml
 from carla_policy.errors import ArtifactError
 from carla_policy.version import check_version, parse_version, version_key
 from carla_policy_tools.artifact import load_artifact, seal, verify_artifact
-from tests.synthetic import make_artifact
+from tests.synthetic import Network, make_artifact
 
 FILES = ["model.pt", "preprocessor.pkl", "golden.npz", "model_card.yaml"]
 
@@ -56,6 +57,7 @@ def test_directory_and_card_must_agree_on_the_version(shipped_copy: Path) -> Non
             "description: !!python/object/apply:os.system [true]\nold:",
             r"not readable as YAML: .*constructor",
         ),
+        ("description:", "2026-01-01: x\ndescription:", r"key datetime\.date\(2026, 1, 1\) is not a string"),
         ("parity:", "parity: &a\n  x: *a\nold:", r"aliases are not allowed"),
     ],
 )
@@ -138,10 +140,6 @@ def test_data_behind_the_pickle_is_refused(shipped_copy: Path) -> None:
 
 
 def test_network_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
-    import torch
-
-    from tests.synthetic import Network
-
     class Dice(Network):
         def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             mean, log_std = super().forward(features)
@@ -161,6 +159,52 @@ def test_versions_are_read_with_and_without_their_v(text: str) -> None:
 def test_other_spellings_of_a_version_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a version: expected vMAJOR"):
         check_version(text)
+
+
+@pytest.mark.parametrize("text", ["7e12ab34" + "0" * 32, "12e4", "1e5 steps of PPO", "-1E+2", "2026-01-01", "no"])
+def test_texts_that_look_like_numbers_survive_the_card(tmp_path: Path, text: str) -> None:
+    sha = text if len(text) == 40 else "0" * 40
+    artifact = make_artifact(tmp_path, "v1.0.0", card={"description": text, "git_sha": sha})
+    card = load_card(artifact / "model_card.yaml")
+    assert (card.description, card.git_sha) == (text, sha)
+
+
+def test_every_changed_bit_of_the_card_s_date_is_refused_by_file_name(shipped_copy: Path) -> None:
+    card = shipped_copy / "model_card.yaml"
+    original = card.read_bytes()
+    start = original.index(b"created")
+    for position in range(start, original.index(b"\n", start)):
+        for bit in range(8):
+            changed = bytearray(original)
+            changed[position] ^= 1 << bit
+            card.write_bytes(changed)
+            with pytest.raises(ArtifactError, match=r"model_card\.yaml"):
+                load_card(card)
+
+
+def test_card_that_could_not_be_read_back_is_not_written(shipped_copy: Path) -> None:
+    card = shipped_copy / "model_card.yaml"
+    broken = card.read_text().replace("  atol: 1.0e-06", "  atol: -1.0")
+    card.write_text(broken)
+    with pytest.raises(ArtifactError, match=r"model_card\.yaml: parity\.atol"):
+        seal(shipped_copy)
+    assert card.read_text() == broken
+    assert sorted(path.name for path in shipped_copy.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize(("outputs", "got"), [("double", r"float64 \(1, 2\)"), ("one", "Tensor")])
+def test_model_with_other_outputs_is_refused_by_file_name(tmp_path: Path, outputs: str, got: str) -> None:
+    artifact = make_artifact(tmp_path, "v1.0.0")
+
+    class Other(torch.nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+            mean = features[:, :2].double()
+            return (mean, mean) if outputs == "double" else mean
+
+    torch.jit.trace(Other(), torch.zeros(2, 7)).save(str(artifact / "model.pt"))  # type: ignore[no-untyped-call]
+    seal(artifact)
+    with pytest.raises(ArtifactError, match=rf"model\.pt: expected a tuple \(mean, log_std\), .* got .*{got}"):
+        load_artifact(artifact)
 
 
 def test_versions_sort_by_number() -> None:

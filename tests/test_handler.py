@@ -49,7 +49,7 @@ def _decoded(body: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def body(ts_service: Any) -> bytearray:
-    golden = ts_service._entry_point.__self__.service._loaded.golden
+    golden = ts_service._entry_point.__self__.service.loaded.golden
     return bytearray(json.dumps(request_body(golden.observations[:1])).encode())
 
 
@@ -81,6 +81,8 @@ def test_describe_answers_the_metadata(ts_service: Any) -> None:
 def test_client_that_sends_a_describe_header_gets_its_prediction(ts_service: Any, body: bytearray) -> None:
     answers = handle(ts_service, [({"body": body}, {**JSON, "describe": "True"}), ({"body": body}, JSON)])
     assert answers[0][2]["actions"] == answers[1][2]["actions"]
+    form = {"content-type": "application/x-www-form-urlencoded", "describe": "True"}
+    assert [status for status, _, _ in handle(ts_service, [({}, form)])] == [415]
 
 
 def test_trace_headers_come_back_and_nothing_unsafe_does(ts_service: Any, body: bytearray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
@@ -29,6 +30,9 @@ SYNTHETIC = {
     "no sensors": {"sensors": 0},
     "many sensors, float32 features": {"sensors": 300, "input_dtype": "float32"},
     "compiled pipeline": {"preprocessor": make_pipeline(RobustScaler(), MinMaxScaler((-1, 1), clip=True))},
+    "column transformer with passthrough": {
+        "preprocessor": ColumnTransformer([("speed", StandardScaler(), [0])], remainder="passthrough")
+    },
     "pipeline without compiled form": {"preprocessor": make_pipeline(StandardScaler(), PCA(3))},
     "tile of sixteen": {"card": {"inference": {"tile": 16}, "parity": {"atol": 1e-5}}},
 }

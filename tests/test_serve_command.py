@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,15 @@ import psutil
 import pytest
 import requests
 
+from carla_policy.card import CARD_FILE, load_card
+from carla_policy_tools.archive import pack
 from carla_policy_tools.build import build
 from carla_policy_tools.paths import archive_name
 from tests.conftest import SHIPPED
 from tests.servers import COMMAND, ServeProcess
 from tests.synthetic import make_artifact
 from tests.test_archive import repack
+from tests.test_artifact import change_golden
 
 LATEST = SHIPPED[-1]
 
@@ -70,18 +74,75 @@ def test_promote_and_a_choice_of_versions(small_store: Path) -> None:
 
 
 def test_version_that_does_not_load_stops_the_start_with_its_reason(small_store: Path, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, "v2.0.0")
+    change_golden(artifact, "mean", (5, 1), 0.875)
+    shutil.copytree(small_store, tmp_path / "store")
+    (tmp_path / "store" / archive_name("v2.0.0")).write_bytes(pack(artifact, load_card(artifact / CARD_FILE), None))
+    result = run("serve", "--store", str(tmp_path / "store"), "--port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "error: a version does not load: golden.npz: vector 5, mean.steer: expected 0.875, got" in result.stderr
+
+
+def test_handler_that_does_not_import_stops_the_start_with_the_worker_s_words(
+    small_store: Path, tmp_path: Path
+) -> None:
     archive = small_store / archive_name("v1.10.0")
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path / "unpacked")
-    (tmp_path / "unpacked" / "golden.npz").write_bytes(b"damaged")
-    store = tmp_path / "store"
-    store.mkdir()
-    repack(tmp_path / "unpacked", store / archive.name)
+    (tmp_path / "unpacked" / "policy_handler.py").write_text("import no_such_module")
+    (tmp_path / "store").mkdir()
+    repack(tmp_path / "unpacked", tmp_path / "store" / archive.name)
+    result = run("serve", "--store", str(tmp_path / "store"), "--port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "error: a version does not load (log: " in result.stderr
+    assert "policy_handler" in result.stderr
+
+
+def test_changed_byte_of_an_archive_stops_the_start_by_file_name(small_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(small_store, tmp_path / "store"))
+    archive = store / archive_name("v1.9.0")
+    with zipfile.ZipFile(archive) as packed:
+        offset = packed.getinfo("model.pt").header_offset + 1000
+    data = bytearray(archive.read_bytes())
+    data[offset] ^= 1
+    archive.write_bytes(data)
     result = run("serve", "--store", str(store), "--port", "0")
-    assert result.returncode == 1
-    assert "error: a version does not load: " in result.stderr
-    assert "golden.npz: content has changed" in result.stderr
-    assert result.stdout == ""
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "error: model.pt: Bad CRC-32" in result.stderr
+
+
+def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_store: Path, tmp_path: Path) -> None:
+    with ServeProcess(small_store, "--run-dir", str(tmp_path / "run")) as server:
+        (card,) = [
+            path
+            for path in (tmp_path / "run" / "tmp" / "models").glob("*/model_card.yaml")
+            if load_card(path).version == "v1.9.0"
+        ]
+        card.write_text("changed")
+        (worker,) = [process for process in server.descendants() if process.cwd() == str(card.parent)]
+        worker.kill()
+        assert server.process.stderr is not None
+        trouble = server.process.stderr.readline()
+        assert "a worker has failed, the other versions are served on: model_card.yaml" in trouble
+        observation = {"speed": 1.0, "steering": 0.0, "sensors": [0.0] * 5}
+        assert server.post("v1.10.0", {"observations": [observation]}).status_code == 200
+
+
+def test_stranger_in_the_store_is_passed_over(small_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(small_store, tmp_path / "store"))
+    (store / "carla_policy-v1.9.0 (copy).mar").write_bytes(b"")
+    assert "has no v7.7.7, only v1.9.0, v1.10.0" in run("serve", "v7.7.7", "--store", str(store)).stderr
+
+
+def test_nohup_keeps_the_server_when_the_terminal_is_closed(small_store: Path) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ServeProcess(small_store, "v1.9.0") as server:
+            os.kill(server.process.pid, signal.SIGHUP)
+            assert server.post("v1.9.0", b"").status_code == 400
+            assert server.stop() == (0, "")
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_port_that_is_taken_is_named(small_store: Path) -> None:
@@ -110,6 +171,9 @@ def test_run_directory_of_another_server_is_refused(small_store: Path, tmp_path:
         (["serve", "v1.9.0", "--promote", "v1.10.0"], 1, "v1.10.0 is to be promoted, but only v1.9.0 are to be served"),
         (["serve", "latest"], 1, "'vlatest' is not a version: expected vMAJOR.MINOR.PATCH"),
         (["serve", "--profile", "fast"], 1, "there is no profile 'fast': choose one of realtime, throughput"),
+        (["serve", "--port", "9090", "--management-port", "9090"], 1, "need a port each, got 9090, 9090, 9092"),
+        (["predict", "--seed", "5"], 2, "--stochastic"),
+        (["predict", "--file", "x.json", "--golden", "1"], 2, "a file is sent as it is"),
         (["serve", "--port", "99999"], 2, "Try 'carla-policy serve --help' for help"),
     ],
 )

@@ -77,6 +77,7 @@ def test_answer_says_version_and_timing(service: PolicyService) -> None:
         "parse",
         "preprocess",
         "infer",
+        "decide",
         "total",
     ]
 
@@ -130,7 +131,7 @@ def test_resources(service: PolicyService) -> None:
     requests = [Request(b"", resource=name) for name in ("healthz", "warmup", "metadata", "nothing")]
     health, warm, metadata, unknown = service.encode(service.infer(service.parse(requests)))
     assert json.loads(health.body) == {"status": "ok", "version": "v1.0.0", "gitSha": "0" * 40}
-    assert json.loads(warm.body)["vectors"] == 256
+    assert json.loads(warm.body)["status"] == "warm"
     assert json.loads(metadata.body) == service.metadata()
     assert unknown.status == 404
     assert "healthz, metadata, warmup" in json.loads(unknown.body)["message"]

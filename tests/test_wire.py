@@ -133,6 +133,17 @@ def test_all_findings_are_listed_up_to_ten(card: ModelCard) -> None:
     assert "(and 29 more)" in str(error)
 
 
+def test_body_of_a_million_faults_is_refused_after_a_few(card: ModelCard) -> None:
+    faults = [
+        b'{"observations": [' + b'"",' * 10**6 + b'""]}',
+        request(observations=[observation(sensors=[""] * 10**6)]),
+    ]
+    for body in faults:
+        assert len(refusal(body, card).details) == 1
+    unknown = json.dumps({"observations": [], **{f"x{number}": 0 for number in range(2_000)}}).encode()
+    assert "2000 fields do not fit a request" in str(refusal(unknown, card))
+
+
 @pytest.mark.parametrize(
     "content_type", [None, "application/json", "Application/JSON", 'application/json; charset="utf-8"']
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +19,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveInt,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -139,7 +138,7 @@ class ParitySpec(_Section):
 class InferenceSpec(_Section):
     tile: Annotated[int, Field(ge=1, le=4096)] = 1
     """Rows of one forward pass, always exactly as many: the reason why batch mates never change a row's bits."""
-    max_observations: PositiveInt = 8192
+    max_observations: Annotated[int, Field(ge=1, le=65_536)] = 8192
     """Most observations in one request."""
 
 
@@ -177,7 +176,7 @@ def load_card(path: Path) -> ModelCard:
         raise ArtifactError(f"{path.name}: cannot be read: {error.strerror}") from None
     document = parse_yaml(data, path.name)
     try:
-        card = ModelCard.model_validate_json(json.dumps(document, default=str))
+        card = ModelCard.model_validate_json(json.dumps(document, default=_iso))
     except ValidationError as error:
         findings = (
             f"{'.'.join(map(str, finding['loc'])) or 'card'}: {finding['msg']} (got {finding['input']!r:.80})"
@@ -193,6 +192,11 @@ def load_card(path: Path) -> ModelCard:
     return card
 
 
+def _iso(value: object) -> str:
+    """YAML's dates as JSON knows them; nothing else that JSON lacks belongs in a card."""
+    return value.isoformat() if isinstance(value, date) else f"<{type(value).__name__}>"
+
+
 def card_hash_line(body: bytes) -> bytes:
     """The card's last line: the digest of all the bytes before it."""
     return f"{CARD_HASH_KEY}: {sha256(body)}\n".encode()
@@ -202,8 +206,11 @@ def parse_yaml(data: bytes, name: str) -> Any:
     """The one document in `data`, plain types only: no tags, no aliases, no key twice."""
     try:
         return yaml.load(data, Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{name}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+FLOAT_OF_YAML_1_2 = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -217,11 +224,11 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", node.start_mark)
             if key in keys[:position]:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_OF_YAML_1_2, list("-+0123456789"))

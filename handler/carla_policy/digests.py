@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from carla_policy.errors import ArtifactError
 
 DIGESTS_FILE = "digests.json"
-BYTECODE_DIRECTORY = "__pycache__"
-"""The interpreter's own by-product: absent from archives, but it may appear beside loaded modules."""
+_OWN_BYTECODE = re.compile(r"__pycache__/policy_handler\.[a-z0-9-]+\.pyc")
+"""What the interpreter may leave beside the handler in a worker's directory, before the handler forbids it."""
 
 
 def sha256(data: bytes) -> str:
@@ -32,33 +33,30 @@ def file_digest(path: Path) -> str:
 
 def directory_digests(directory: Path) -> dict[str, str]:
     """Digest of every file below `directory` but `digests.json`, by its path with forward slashes."""
-    return {
-        name: file_digest(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-        and (name := path.relative_to(directory).as_posix()) != DIGESTS_FILE
-        and BYTECODE_DIRECTORY not in path.parts
-    }
+    names = {path: path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {name: file_digest(path) for path, name in names.items() if name != DIGESTS_FILE}
 
 
 def dump_digests(digests: Mapping[str, str]) -> str:
-    """The one spelling of `digests.json`."""
-    return json.dumps(dict(sorted(digests.items())), indent=1) + "\n"
+    """The one spelling of `digests.json`; under its own name stands the digest of the rest."""
+    listing = json.dumps(dict(sorted(digests.items())), indent=1)
+    return json.dumps({DIGESTS_FILE: sha256(listing.encode()), **dict(sorted(digests.items()))}, indent=1) + "\n"
 
 
 def verify_directory(directory: Path) -> dict[str, str]:
     """Hold `directory` against its `digests.json` and return the digests; `ArtifactError` names every difference."""
-    listing = directory / DIGESTS_FILE
     try:
-        text = listing.read_text("utf-8")
+        text = (directory / DIGESTS_FILE).read_text("utf-8")
         expected = json.loads(text)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{DIGESTS_FILE}: cannot be read: {error}") from None
     strings = isinstance(expected, dict) and all(isinstance(value, str) for value in expected.values())
-    if not strings or dump_digests(expected) != text:
-        raise ArtifactError(f"{DIGESTS_FILE}: not as written by the build; build the version again")
-    compare_digests(expected, directory_digests(directory), listed_in=DIGESTS_FILE)
-    return dict(expected)
+    listed = {name: digest for name, digest in expected.items() if name != DIGESTS_FILE} if strings else {}
+    if dump_digests(listed) != text:
+        raise ArtifactError(f"{DIGESTS_FILE}: content has changed; build the version again")
+    actual = directory_digests(directory)
+    compare_digests(listed, {n: d for n, d in actual.items() if not _OWN_BYTECODE.fullmatch(n)}, listed_in=DIGESTS_FILE)
+    return listed
 
 
 def compare_digests(expected: Mapping[str, str], actual: Mapping[str, str], *, listed_in: str) -> None:

@@ -101,6 +101,5 @@ class InternalFailure(RequestError):
 class ArtifactError(ValueError):
     """Files of a version that must not be served; the message names the file.
 
-    A `ValueError`, because TorchServe 0.12 rolls a failed registration back cleanly for a `ValueError` from
-    `initialize` and leaves a version without workers for a `RuntimeError`.
+    A `ValueError`: what came is wrong, not the process that looked at it.
     """

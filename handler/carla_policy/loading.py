@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carla_policy.actions import ActionLayout
-from carla_policy.card import ARTIFACT_FILES, CARD_FILE, GOLDEN_FILE, MODEL_FILE, ModelCard, load_card
-from carla_policy.digests import compare_digests, verify_directory
+from carla_policy.card import GOLDEN_FILE, MODEL_FILE, ModelCard
 from carla_policy.golden import GoldenVectors, load_golden
 from carla_policy.heads import GaussianHead
+from carla_policy.integrity import verify_files
 from carla_policy.policy import Policy
 from carla_policy.preprocessing import Preprocessor, load_preprocessor
 from carla_policy.runtime import load_torchscript
@@ -32,10 +32,7 @@ def load_policy(model_dir: Path) -> LoadedPolicy:
     The order matters: nothing is opened before the digests of all files match, and nothing acts before the golden
     vectors have been replayed, which also warms the runtime up.
     """
-    digests = verify_directory(model_dir)
-    card = load_card(model_dir / CARD_FILE)
-    listed = {name: digest for name, digest in digests.items() if name in ARTIFACT_FILES}
-    compare_digests(card.artifact_hashes, listed, listed_in=CARD_FILE)
+    card = verify_files(model_dir)
     preprocessor = load_preprocessor(
         model_dir, columns=card.observation.columns, input_dtype=card.preprocessor.input_dtype
     )

@@ -58,13 +58,18 @@ def load_torchscript(
             module = torch.jit.freeze(loaded.eval())
             outputs = module(torch.zeros(tile, features, device=device))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ArtifactError(
             f"{path.name}: does not load and run as TorchScript on {features} features: {reason}"
         ) from None
-    shapes = [tuple(output.shape) for output in outputs] if isinstance(outputs, tuple) else []
-    if shapes != [(tile, dims)] * len(output_names):
-        expected = f"a tuple ({', '.join(output_names)}), each of shape {(tile, dims)}"
-        got = f"shapes {shapes}" if shapes else type(outputs).__name__
+    got = [_describe(output) for output in outputs] if isinstance(outputs, tuple) else type(outputs).__name__
+    if got != [f"float32 {(tile, dims)}"] * len(output_names):
+        expected = f"a tuple ({', '.join(output_names)}), each float32 {(tile, dims)}"
         raise ArtifactError(f"{path.name}: expected {expected}, got {got}")
     return TorchScriptRuntime(module, device, tile, output_names)
+
+
+def _describe(output: Any) -> str:
+    if not isinstance(output, torch.Tensor):
+        return type(output).__name__
+    return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"

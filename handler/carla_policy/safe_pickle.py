@@ -26,6 +26,8 @@ ALLOWED = frozenset(
         (_PREPROCESSING, "PowerTransformer"),
         (_PREPROCESSING, "QuantileTransformer"),
         ("sklearn.preprocessing._polynomial", "PolynomialFeatures"),
+        # How a ColumnTransformer keeps "passthrough"; a function inside of it would have to pass this list as well.
+        ("sklearn.preprocessing._function_transformer", "FunctionTransformer"),
         ("sklearn.decomposition._pca", "PCA"),
         ("sklearn.pipeline", "Pipeline"),
         ("sklearn.pipeline", "FeatureUnion"),

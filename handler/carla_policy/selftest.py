@@ -67,7 +67,7 @@ def _check_batching(policy: Policy, features: FloatArray) -> None:
     if tile > 1:
         advice = f"on this processor inference.tile = {tile} does not make rows independent, 1 does"
     reference = policy.evaluate(features)
-    orders = [np.roll(np.arange(rows), shift) for shift in (1, tile // 2 + 1)]
+    orders = [np.roll(np.arange(rows), shift) for shift in sorted({1, tile // 2 + 1})]
     for order in (*orders, *(np.array([row]) for row in range(ROWS_TRIED_ALONE))):
         for name, values in policy.evaluate(features[order]).items():
             differs = np.argwhere(_bits(values) != _bits(reference[name][order]))

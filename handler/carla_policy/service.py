@@ -22,10 +22,16 @@ from carla_policy.golden import FloatArray
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.policy import Decision
-from carla_policy.selftest import replay
 from carla_policy.wire import ErrorAnswer, PredictAnswer, Prediction, check_media_type, parse_prediction
 
 logger = logging.getLogger(__name__)
+
+
+Resource = Callable[[], Mapping[str, Any]]
+"""What answers a sub-resource."""
+
+WARM_VECTORS = 16
+"""As many as the tile and the just-in-time compiler need to be warm, few enough not to be felt by batch mates."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests on their way: each `item` becomes, stage by stage, an outcome, a resource's content or an error."""
+    """Requests on their way: each `item` becomes, stage by stage, an outcome, a resource's content or an error.
+
+    `stage_ms` holds the milliseconds of each stage so far; the stages do not overlap.
+    """
 
     requests: Sequence[Request]
-    items: Sequence[Prediction | Outcome | Mapping[str, Any] | RequestError]
+    items: Sequence[Prediction | Resource | Outcome | Mapping[str, Any] | RequestError]
     started: float
     stage_ms: Mapping[str, float]
 
@@ -72,10 +81,10 @@ class PolicyService:
     """Answers predictions and the sub-resources `healthz`, `metadata` and `warmup` of one loaded policy."""
 
     def __init__(self, loaded: LoadedPolicy) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self._policy = loaded.policy
         self._card = loaded.policy.card
-        self._resources: dict[str, Callable[[], Mapping[str, Any]]] = {
+        self._resources: dict[str, Resource] = {
             "healthz": self.health,
             "metadata": self.metadata,
             "warmup": self.warm_up,
@@ -88,22 +97,28 @@ class PolicyService:
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
-        """Second stage: one pass of preprocessor and network over the rows of all predictions, then a decision each."""
-        started = time.perf_counter()
+        """Second stage: one pass of preprocessor and network over the rows of all predictions, then a decision each.
+
+        Sub-resources come last, so that no prediction waits for them.
+        """
         predictions = [(index, item) for index, item in enumerate(batch.items) if isinstance(item, Prediction)]
         items = list(batch.items)
         timings = dict(batch.stage_ms)
         if predictions:
-            observations = [prediction.observations for _, prediction in predictions]
             try:
-                parameters = self._evaluate(observations, timings)
+                parameters = self._evaluate([prediction.observations for _, prediction in predictions], timings)
+                started = time.perf_counter()
                 for (index, prediction), own in zip(predictions, parameters, strict=True):
                     items[index] = self._guarded(self._decide, prediction, own)
+                timings["decide"] = _ms_since(started)
             except Exception:
                 logger.exception("a batch of %d predictions failed; trying each by itself", len(predictions))
                 for index, prediction in predictions:
                     items[index] = self._guarded(self._predict_alone, prediction)
-        return Batch(batch.requests, items, batch.started, timings | {"infer": _ms_since(started)})
+        for index, item in enumerate(items):
+            if callable(item):
+                items[index] = self._guarded(item)
+        return Batch(batch.requests, items, batch.started, timings)
 
     def encode(self, batch: Batch) -> list[Answer]:
         """Last stage: an answer for each request, in order."""
@@ -113,7 +128,7 @@ class PolicyService:
 
     def health(self) -> Mapping[str, Any]:
         """Replays one golden vector: `ok` means that this worker answers it now, as training did."""
-        golden = self._loaded.golden
+        golden = self.loaded.golden
         decision = self._policy.act(golden.observations[:1])
         expected = self._policy.decide(golden.deterministic_actions[:1])
         difference = np.abs(decision.controls.astype(np.float64) - expected.controls)
@@ -140,7 +155,7 @@ class PolicyService:
             "safety": card.safety.model_dump(mode="json"),
             "preprocessor": policy.preprocessor.form,
             "selfTest": {
-                "vectors": len(self._loaded.golden),
+                "vectors": len(self.loaded.golden),
                 "stages": [
                     {
                         "stage": parity.stage,
@@ -148,20 +163,29 @@ class PolicyService:
                         "maxAbsDifference": parity.max_abs_difference,
                         "maxUlp": parity.max_ulp,
                     }
-                    for parity in self._loaded.parity
+                    for parity in self.loaded.parity
                 ],
             },
             "card": card.model_dump(mode="json"),
         }
 
     def warm_up(self) -> Mapping[str, Any]:
-        """Replay all golden vectors, so that nothing is done for the first time by a client's request."""
-        started = time.perf_counter()
-        replay(self._policy, self._loaded.golden)
-        vectors = len(self._loaded.golden)
-        return {"status": "warm", "version": self._card.version, "vectors": vectors, "timingMs": _ms_since(started)}
+        """Act on golden observations, so that nothing is done for the first time by a client's request.
 
-    def _parse_one(self, request: Request) -> Prediction | Mapping[str, Any]:
+        A worker has replayed all golden vectors before it is ready; this is for one that has been idle since.
+        """
+        started = time.perf_counter()
+        observations = self.loaded.golden.observations[:WARM_VECTORS]
+        for deterministic in (True, False):
+            self._policy.act(observations, deterministic=deterministic)
+        return {
+            "status": "warm",
+            "version": self._card.version,
+            "vectors": len(observations),
+            "timingMs": _ms_since(started),
+        }
+
+    def _parse_one(self, request: Request) -> Prediction | Resource:
         if not request.resource:
             check_media_type(request.content_type, request.content_encoding)
             return parse_prediction(request.body, self._card)
@@ -170,13 +194,15 @@ class PolicyService:
                 f"{request.resource[:80]!r} is no resource of {self._card.version}; "
                 f"there are {', '.join(self._resources)}, and predictions at the version itself"
             )
-        return self._resources[request.resource]()
+        return self._resources[request.resource]
 
     def _evaluate(self, observations: Sequence[FloatArray], timings: dict[str, float]) -> list[dict[str, FloatArray]]:
         started = time.perf_counter()
         features = self._policy.preprocessor(np.concatenate(observations))
         timings["preprocess"] = _ms_since(started)
+        started = time.perf_counter()
         parameters = self._policy.evaluate(features)
+        timings["infer"] = _ms_since(started)
         ends = np.cumsum([len(rows) for rows in observations])
         return [
             {name: values[end - len(rows) : end] for name, values in parameters.items()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
@@ -37,6 +37,8 @@ from carla_policy.heads import SEED_BITS
 
 JSON_MEDIA_TYPE = "application/json"
 MAX_DETAILS = 10
+MAX_FINDINGS = 1_000
+"""A body with more is refused without looking at each: that would take longer than reading it."""
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -46,14 +48,14 @@ class Observation(TypedDict):
 
     speed: float
     steering: float
-    sensors: list[float]
+    sensors: Annotated[list[float], FailFast()]
 
 
 @with_config(_STRICT)
 class PredictRequest(TypedDict):
     """Body of a prediction."""
 
-    observations: list[Observation]
+    observations: Annotated[list[Observation], FailFast()]
     deterministic: NotRequired[bool]
     """The distribution's mode (true, the default) or a sample (false)."""
     seed: NotRequired[Annotated[int, Field(ge=0, lt=2**SEED_BITS)]]
@@ -128,7 +130,7 @@ def parse_prediction(body: bytes | bytearray, card: ModelCard) -> Prediction:
     try:
         request = _REQUEST.validate_json(body)
     except ValidationError as error:
-        raise _refusal(body, error.errors(include_url=False)) from None
+        raise _refusal(body, error) from None
     observations = request["observations"]
     if not observations:
         raise ShapeMismatch.at("observations", "expected at least 1 observation, got 0", "too_short")
@@ -141,18 +143,16 @@ def parse_prediction(body: bytes | bytearray, card: ModelCard) -> Prediction:
 
 def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArray:
     sensors = card.observation.sensors
-    if any(len(observation["sensors"]) != sensors for observation in observations):
+    lengths = [(row, len(observation["sensors"])) for row, observation in enumerate(observations)]
+    wrong = [(row, length) for row, length in lengths if length != sensors]
+    if wrong:
         raise _details(
             ShapeMismatch,
             [
-                (
-                    f"observations[{row}].sensors",
-                    f"expected {sensors} values, got {len(observation['sensors'])}",
-                    "length",
-                )
-                for row, observation in enumerate(observations)
-                if len(observation["sensors"]) != sensors
+                (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
+                for row, length in wrong[:MAX_DETAILS]
             ],
+            len(wrong),
         )
     exact = np.array([[o["speed"], o["steering"], *o["sensors"]] for o in observations], np.float64)
     fields = card.observation.fields
@@ -170,8 +170,9 @@ def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArra
                     f"{fields[column].unit}, got {exact[row, column]}",
                     "out_of_range",
                 )
-                for row, column in outside
+                for row, column in outside[:MAX_DETAILS]
             ],
+            len(outside),
         )
     return rounded
 
@@ -180,20 +181,23 @@ def _column_path(column: int) -> str:
     return ("speed", "steering")[column] if column < 2 else f"sensors[{column - 2}]"
 
 
-def _details(error: type[RequestError], findings: Sequence[tuple[str, str, str]]) -> RequestError:
+def _details(error: type[RequestError], findings: Sequence[tuple[str, str, str]], total: int) -> RequestError:
     details: list[ErrorDetail] = [{"loc": loc, "msg": msg, "type": kind} for loc, msg, kind in findings[:MAX_DETAILS]]
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    more = f" (and {total - 1} more)" if total > 1 else ""
     return error(f"{findings[0][0]}: {findings[0][1]}{more}", details)
 
 
-def _refusal(body: bytes | bytearray, errors: Sequence[ErrorDetails]) -> RequestError:
+def _refusal(body: bytes | bytearray, error: ValidationError) -> RequestError:
+    if error.error_count() > MAX_FINDINGS:
+        return SchemaMismatch(f"body: {error.error_count()} fields do not fit a request; send observations and options")
+    errors = error.errors(include_url=False)
     first = errors[0]
     if first["type"] == "json_invalid":
         return _unreadable(bytes(body), first["ctx"]["error"])
     if any(isinstance(error["input"], float) and not math.isfinite(error["input"]) for error in errors):
         return InvalidJson("body: NaN, Infinity and numbers beyond float64 are not JSON numbers; send finite numbers")
     findings = [(_path(error["loc"]) or "body", _finding(error), error["type"]) for error in errors]
-    return _details(_class_of(first), findings)
+    return _details(_class_of(first), findings, len(findings))
 
 
 def _unreadable(body: bytes, reason: str) -> RequestError:

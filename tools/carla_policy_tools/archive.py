@@ -13,6 +13,7 @@ import logging
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,13 +21,19 @@ from pathlib import Path, PurePosixPath
 from model_archiver.model_archiver import ModelArchiver
 from model_archiver.model_archiver_config import ModelArchiverConfig
 
-from carla_policy.card import CARD_FILE, GOLDEN_FILE, MODEL_FILE, PREPROCESSOR_FILE, ModelCard
-from carla_policy.digests import BYTECODE_DIRECTORY, DIGESTS_FILE, directory_digests, dump_digests
+from carla_policy.card import ARTIFACT_FILES, CARD_FILE, GOLDEN_FILE, MODEL_FILE, PREPROCESSOR_FILE, ModelCard
+from carla_policy.digests import DIGESTS_FILE, directory_digests, dump_digests
 from carla_policy.errors import ArtifactError
+from carla_policy.integrity import verify_files
 from carla_policy.preprocessing import COMPILED_FILE, CompiledPreprocessor
-from carla_policy_tools.paths import CONFIG, HANDLER_SOURCES, MODEL_NAME
+from carla_policy_tools.paths import CONFIG, HANDLER_SOURCES, MODEL_NAME, archive_name
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+HANDLER_FILE = "policy_handler.py"
+CONFIG_FILE = "model-config.yaml"
+ROOT_FILES = frozenset(
+    {*ARTIFACT_FILES, CARD_FILE, COMPILED_FILE, DIGESTS_FILE, MANIFEST_FILE, HANDLER_FILE, CONFIG_FILE}
+)
 MAX_ENTRIES = 1_000
 MAX_UNPACKED_BYTES = 4 << 30
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -37,9 +44,10 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
     """The archive of a verified artifact; `compiled` is left out where the preprocessor has no such form."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-build-") as scratch:
         extra, export = Path(scratch, "extra"), Path(scratch, "export")
-        shutil.copytree(
-            HANDLER_SOURCES / MODEL_NAME, extra / MODEL_NAME, ignore=shutil.ignore_patterns(BYTECODE_DIRECTORY)
-        )
+        for module in (HANDLER_SOURCES / MODEL_NAME).rglob("*.py"):
+            target = extra / module.relative_to(HANDLER_SOURCES)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(module, target)
         for name in (CARD_FILE, PREPROCESSOR_FILE, GOLDEN_FILE):
             shutil.copyfile(artifact / name, extra / name)
         if compiled is not None:
@@ -50,10 +58,10 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
                 ModelArchiverConfig(
                     model_name=MODEL_NAME,
                     version=card.version,
-                    handler=str(HANDLER_SOURCES / "policy_handler.py"),
+                    handler=str(HANDLER_SOURCES / HANDLER_FILE),
                     serialized_file=str(artifact / MODEL_FILE),
                     extra_files=str(extra),
-                    config_file=str(CONFIG / "model-config.yaml"),
+                    config_file=str(CONFIG / CONFIG_FILE),
                     export_path=str(export),
                     archive_format="no-archive",
                 )
@@ -79,7 +87,7 @@ def unpack(archive: Path, directory: Path) -> None:
                 target.write_bytes(_read_entry(packed, entry))
     except OSError as error:
         raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise ArtifactError(f"{archive.name}: {error}") from None
     if _zip(directory) != data:
         raise ArtifactError(
@@ -87,10 +95,30 @@ def unpack(archive: Path, directory: Path) -> None:
         )
 
 
+def check(archive: Path, directory: Path) -> ModelCard:
+    """Unpack `archive` into the empty `directory` and check bytes, digests, card and names; nothing of it runs."""
+    unpack(archive, directory)
+    card = verify_files(directory)
+    _check_names(archive, directory, card)
+    return card
+
+
+def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
+    try:
+        model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
+        named = (model["modelName"], model["modelVersion"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE}: not a manifest of torch-model-archiver: {error!r}") from None
+    if named != (MODEL_NAME, card.version):
+        raise ArtifactError(f"{MANIFEST_FILE}: names {' '.join(map(str, named))}, the card {MODEL_NAME} {card.version}")
+    if archive.name != archive_name(card.version):
+        raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
+
+
 def _read_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     try:
         return packed.read(entry)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
         raise ArtifactError(f"{entry.filename}: {error}") from None
 
 
@@ -101,8 +129,14 @@ def _check_entries(name: str, entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         path = PurePosixPath(entry.filename)
         plain = entry.orig_filename == entry.filename == str(path) and entry.external_attr == _FILE_MODE << 16
-        if not plain or path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
+        stored = entry.compress_type == zipfile.ZIP_STORED and entry.flag_bits == 0
+        if not (plain and stored) or path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
             raise ArtifactError(f"{name}: {entry.orig_filename!r}: not the name or kind of a file that a build packs")
+        module = path.parts[0] == MODEL_NAME and path.suffix == ".py" and "__pycache__" not in path.parts
+        if entry.filename not in ROOT_FILES and not module:
+            raise ArtifactError(
+                f"{name}: {entry.filename}: no part of an archive, which holds an artifact and its code"
+            )
         if entry.filename.lower() in seen:
             raise ArtifactError(f"{name}: {entry.filename}: packed twice, or under names that differ only in case")
         seen.add(entry.filename.lower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from carla_policy.card import (
     ARTIFACT_FILES,
     CARD_FILE,
     CARD_HASH_KEY,
+    FLOAT_OF_YAML_1_2,
     PREPROCESSOR_FILE,
     ModelCard,
     card_hash_line,
@@ -53,15 +55,19 @@ def load_training_preprocessor(directory: Path, card: ModelCard) -> SklearnPrepr
 
 
 def write_card(directory: Path, content: dict[str, Any]) -> ModelCard:
-    """Write `model_card.yaml` with the digests of the files in `directory`, and read it back."""
+    """Write `model_card.yaml` with the digests of the files in `directory`, unless it could not be read back."""
     content = {key: value for key, value in content.items() if key not in ("artifact_hashes", CARD_HASH_KEY)}
     missing = sorted(name for name in ARTIFACT_FILES if not (directory / name).is_file())
     if missing:
         raise ArtifactError(f"{directory}: {', '.join(missing)} missing: an artifact is {sorted(ARTIFACT_FILES)}")
     content["artifact_hashes"] = {name: file_digest(directory / name) for name in sorted(ARTIFACT_FILES)}
     body = yaml.dump(content, Dumper=_CardDumper, sort_keys=False, width=110, allow_unicode=True).encode()
-    (directory / CARD_FILE).write_bytes(body + card_hash_line(body))
-    return load_card(directory / CARD_FILE)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".card-") as scratch:
+        candidate = Path(scratch, CARD_FILE)
+        candidate.write_bytes(body + card_hash_line(body))
+        card = load_card(candidate)
+        candidate.replace(directory / CARD_FILE)
+    return card
 
 
 def seal(directory: Path) -> ModelCard:
@@ -90,3 +96,5 @@ class _CardDumper(yaml.SafeDumper):
 # What people put into a card: torch.__version__ and numpy.float64 are subclasses of plain types.
 _CardDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 _CardDumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))
+# A text that the loader would take for a number must be quoted.
+_CardDumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_OF_YAML_1_2, list("-+0123456789"))

@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from carla_policy.card import CARD_FILE, GOLDEN_FILE, ModelCard, load_card
-from carla_policy.digests import sha256, verify_directory
+from carla_policy.card import GOLDEN_FILE
+from carla_policy.digests import sha256
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import load_golden
 from carla_policy.heads import GaussianHead
 from carla_policy_tools import isolated_replay
-from carla_policy_tools.archive import MANIFEST_FILE, pack, unpack
+from carla_policy_tools.archive import check, pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
 from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
-from carla_policy_tools.paths import MODEL_NAME, archive_name
+from carla_policy_tools.paths import archive_name
 
 REPLAY_TIMEOUT_S = 300
 
@@ -33,6 +33,8 @@ class Verification:
     digest: str
     preprocessor: str
     vectors: int
+    gate: str
+    """What "reproduces" means for this version: the tile it runs in and the tolerance of its card."""
     stages: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,28 +74,22 @@ def build(artifact: Path, store: Path) -> Build:
     target = store / archive_name(card.version)
     unchanged = target.exists() and target.read_bytes() == data
     if target.exists() and not unchanged:
-        raise ArtifactError(
-            f"{target}: {card.version} was built before with other content (artifact or serving code), and a version "
-            "never changes; give the artifact a new version, or delete the archive if it was never deployed"
-        )
+        raise _built_before(target)
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as scratch:
         candidate = Path(scratch, target.name)
         candidate.write_bytes(data)
         verification = verify(candidate)
         if not unchanged:
-            candidate.replace(target)
+            _publish(candidate, target)
     return Build(Verification(**{**vars(verification), "archive": target}), unchanged, not_compiled)
 
 
 def verify(archive: Path) -> Verification:
-    """Check `archive` alone: its bytes, digests, card, name and manifest, and a replay in a process of its own."""
+    """Check `archive` alone: what `check` does, and a replay in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-verify-") as scratch:
         directory = Path(scratch).resolve()
-        unpack(archive, directory)
-        verify_directory(directory)
-        card = load_card(directory / CARD_FILE)
-        _check_names(archive, directory, card)
+        check(archive, directory)
         result = _replay(directory)
     return Verification(
         archive=archive,
@@ -101,20 +97,25 @@ def verify(archive: Path) -> Verification:
         digest=sha256(archive.read_bytes()),
         preprocessor=result["preprocessor"],
         vectors=result["vectors"],
+        gate=result["gate"],
         stages=tuple(result["stages"]),
     )
 
 
-def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
+def _publish(candidate: Path, target: Path) -> None:
+    """Put a verified archive in its place in one step, unless another build has put a different one there."""
     try:
-        model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
-        named = (model["modelName"], model["modelVersion"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ArtifactError(f"{MANIFEST_FILE}: not a manifest of torch-model-archiver: {error!r}") from None
-    if named != (MODEL_NAME, card.version):
-        raise ArtifactError(f"{MANIFEST_FILE}: names {' '.join(map(str, named))}, the card {MODEL_NAME} {card.version}")
-    if archive.name != archive_name(card.version):
-        raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
+        target.hardlink_to(candidate)
+    except FileExistsError:
+        if target.read_bytes() != candidate.read_bytes():
+            raise _built_before(target) from None
+
+
+def _built_before(target: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{target}: this version was built before with other content (artifact or serving code), and a version never "
+        "changes; give the artifact a new version, or delete the archive if it was never deployed"
+    )
 
 
 def _replay(directory: Path) -> dict[str, Any]:

@@ -148,8 +148,13 @@ def serve(
         out.print(curl_command(ports.url("inference"), deployment.promoted, observation), markup=False)
         out.print("stop with Ctrl-C")
 
+    def on_trouble(reason: str) -> None:
+        err.print(f"a worker has failed, the other versions are served on: {reason}", markup=False)
+
     with status:
-        serving.serve(deployment, profile=settings, ports=ports, run_dir=run_dir, on_ready=on_ready)
+        serving.serve(
+            deployment, profile=settings, ports=ports, run_dir=run_dir, on_ready=on_ready, on_trouble=on_trouble
+        )
     if not as_json:
         err.print("stopped")
 
@@ -162,8 +167,9 @@ def predict(
         Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
     ] = None,
     golden: Annotated[
-        int, typer.Option(help="Without a file: which golden observation of the version to send.", min=0)
-    ] = 0,
+        int | None,
+        typer.Option(help="Without a file: which golden observation to send; the first by default.", min=0),
+    ] = None,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
     ] = False,
@@ -179,14 +185,19 @@ def predict(
     from carla_policy_tools import client
 
     asked = parse_version(version) if version else None
+    if file and (golden is not None or stochastic or seed is not None):
+        raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
+    if seed is not None and not stochastic:
+        raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
     if file:
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     else:
         source = store / archive_name(asked or client.promoted_version(url))
         observations = client.golden_observations(source)
-        if golden >= len(observations):
-            raise ValueError(f"--golden {golden}: {source.name} has the observations 0 to {len(observations) - 1}")
-        request = client.request_body(observations[golden : golden + 1], deterministic=not stochastic, seed=seed)
+        row = golden or 0
+        if row >= len(observations):
+            raise ValueError(f"--golden {row}: {source.name} has the observations 0 to {len(observations) - 1}")
+        request = client.request_body(observations[row : row + 1], deterministic=not stochastic, seed=seed)
         body = json.dumps(request).encode()
     answer = client.predict(url, asked, body)
     if as_json:
@@ -208,7 +219,7 @@ def _print_verification(result: dict[str, Any], verb: str) -> None:
     for stage in result["stages"]:
         share, difference = f"{stage['bitEqualShare']:.2%}", f"{stage['maxAbsDifference']:.3g}"
         table.add_row(stage["stage"], share, difference, str(stage["maxUlp"]))
-    out.print(f"  {result['vectors']} golden vectors replayed:")
+    out.print(f"  {result['vectors']} golden vectors replayed ({result['gate']}):")
     out.print(table)
 
 
@@ -217,7 +228,7 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run a verb; what users can mend is one line, anything else is a defect and keeps its traceback."""
+    """Run a verb; what is wrong with its input or surroundings is told in one line, without a traceback."""
     from carla_policy_tools.client import RefusedRequest
 
     try:

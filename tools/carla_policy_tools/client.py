@@ -13,6 +13,7 @@ import numpy as np
 import requests
 
 from carla_policy.card import GOLDEN_FILE
+from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
 from carla_policy_tools.paths import MODEL_NAME
 
@@ -71,11 +72,14 @@ def golden_observations(archive: Path) -> FloatArray:
     """The observations `[rows, 2 + sensors]` of the golden vectors in an archive."""
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no archive to take a golden observation from; build it, or send a --file")
-    with (
-        zipfile.ZipFile(archive) as packed,
-        np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,
-    ):
-        observations: FloatArray = golden["observations"]
+    try:
+        with (
+            zipfile.ZipFile(archive) as packed,
+            np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,
+        ):
+            observations: FloatArray = golden["observations"]
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{archive}: holds no golden observations that can be read: {error}") from None
     return observations
 
 

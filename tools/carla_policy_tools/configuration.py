@@ -67,21 +67,23 @@ def choose_ports(inference: int, management: int | None = None, metrics: int | N
 
     Raises `OSError` naming the port that is taken, before anything is started.
     """
-    wanted = [inference]
-    for offset, port in ((1, management), (2, metrics)):
-        wanted.append(port if port is not None else (inference + offset if inference else 0))
+    wanted = {"port": inference}
+    for offset, (option, port) in enumerate({"management-port": management, "metrics-port": metrics}.items(), start=1):
+        wanted[option] = port if port is not None else (inference + offset if inference else 0)
+    fixed = [port for port in wanted.values() if port]
+    if len(set(fixed)) != len(fixed):
+        raise ValueError(f"predictions, management and metrics need a port each, got {', '.join(map(str, fixed))}")
     sockets = []
     try:
-        for port in (*wanted, 0, 0):
+        for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
             listener = socket.socket()
             sockets.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((LOOPBACK, port))
             except (OSError, OverflowError) as error:
-                raise OSError(
-                    f"port {port} on {LOOPBACK} cannot be used: {error}; choose another with --port"
-                ) from None
+                reason = f"port {port} on {LOOPBACK} cannot be used: {getattr(error, 'strerror', None) or error}"
+                raise OSError(f"{reason}; choose another with --{option}") from None
         return Ports(*(listener.getsockname()[1] for listener in sockets))
     finally:
         for listener in sockets:

@@ -28,12 +28,14 @@ def main(model_dir: Path) -> dict[str, object]:
 
     service = TsModelLoader().load("carla_policy", str(model_dir), "policy_handler.py", None, 1)
     _check_origins(model_dir)
-    metadata = service._entry_point.__self__.describe_handle()
+    handler = service._entry_point.__self__
+    metadata, card = handler.describe_handle(), handler.service.loaded.policy.card
     _check_answers(service)
     return {
         "version": metadata["version"],
         "preprocessor": metadata["preprocessor"],
         "vectors": metadata["selfTest"]["vectors"],
+        "gate": f"tile {card.inference.tile}, parity.atol {card.parity.atol:g}",
         "stages": metadata["selfTest"]["stages"],
     }
 
@@ -62,7 +64,7 @@ def _check_answers(service: Any) -> None:
     from ts.context import RequestProcessor
 
     handler, context = service._entry_point.__self__, service.context
-    loaded = handler.service._loaded
+    loaded = handler.service.loaded
     golden = loaded.golden
 
     def ask(groups: list[Any]) -> list[list[dict[str, float]]]:
@@ -75,7 +77,9 @@ def _check_answers(service: Any) -> None:
             raise ValueError(f"golden observations were refused: {bodies[0].decode()[:300]}")
         return [json.loads(body)["actions"] for body in bodies]
 
-    together = ask([golden.observations])[0]
+    limit = loaded.policy.card.inference.max_observations
+    slices = [golden.observations[start : start + limit] for start in range(0, len(golden), limit)]
+    together = [action for group in slices for action in ask([group])[0]]
     alone = [actions[0] for actions in ask([row[None] for row in golden.observations])]
     if together != alone:
         raise ValueError("the answer to an observation depends on what it is batched with")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import carla_policy
-from carla_policy.version import parse_version
+from carla_policy.version import check_version, parse_version, version_key
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout that this installation runs from."""
@@ -22,3 +22,14 @@ MODEL_NAME = "carla_policy"
 def archive_name(version: str) -> str:
     """File name of a version's archive in the model store."""
     return f"{MODEL_NAME}-{parse_version(version)}.mar"
+
+
+def archived_versions(store: Path) -> list[str]:
+    """Versions that `store` has an archive of, oldest first; files of other names are none."""
+    versions = []
+    for path in store.glob(f"{MODEL_NAME}-*.mar"):
+        try:
+            versions.append(check_version(path.stem.removeprefix(f"{MODEL_NAME}-")))
+        except ValueError:
+            continue
+    return sorted(versions, key=version_key)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carla_policy.version import parse_version, version_key
+from carla_policy_tools.archive import check
 from carla_policy_tools.configuration import Ports, Profile, properties
-from carla_policy_tools.paths import MODEL_NAME, archive_name
+from carla_policy_tools.paths import archive_name, archived_versions
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
@@ -38,13 +39,7 @@ class StopRequested(BaseException):
 
 def choose_versions(store: Path, versions: Sequence[str] = (), promote: str | None = None) -> Deployment:
     """All versions in `store` unless some are named; the newest is promoted unless one is named."""
-    available = sorted(
-        (
-            path.stem.removeprefix(f"{MODEL_NAME}-")
-            for path in store.glob(archive_name("v0.0.0").replace("v0.0.0", "v*"))
-        ),
-        key=version_key,
-    )
+    available = archived_versions(store)
     if not available:
         raise ValueError(
             f"{store}: there are no archives to serve; build one with `carla-policy build artifacts/<version>`"
@@ -66,11 +61,18 @@ def serve(
     ports: Ports,
     run_dir: Path | None,
     on_ready: Callable[[TorchServe], None],
+    on_trouble: Callable[[str], None],
 ) -> None:
     """Serve until asked to stop; returns then. `ServerError` if the server does not start or ends by itself.
 
+    Archives that have changed are refused with `ArtifactError` before anything is started. Once ready, a version
+    whose worker fails is told to `on_trouble`, and the others are served on.
+
     Without a `run_dir` a temporary one is used, which stays only if something went wrong.
     """
+    for version in deployment.versions:
+        with tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
+            check(deployment.store / archive_name(version), Path(scratch))
     settings = properties(
         versions=deployment.versions, promoted=deployment.promoted, profile=profile, ports=ports, store=deployment.store
     )
@@ -81,6 +83,8 @@ def serve(
                 on_ready(server)
                 while True:
                     server.check()
+                    for reason in server.take_load_failures():
+                        on_trouble(reason)
                     time.sleep(WATCH_INTERVAL_S)
             finally:
                 _ignore_stop_signals()
@@ -113,7 +117,9 @@ def _stop_signals() -> Iterator[None]:
     def request_stop(*_: object) -> None:
         raise StopRequested
 
-    previous = {number: signal.signal(number, request_stop) for number in _STOP_SIGNALS}
+    # What the caller ignores stays ignored: nohup, or a shell's background job.
+    heeded = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, request_stop) for number in heeded}
     try:
         yield
     finally:

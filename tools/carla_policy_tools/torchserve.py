@@ -28,10 +28,13 @@ from carla_policy_tools.paths import CONFIG, MODEL_NAME
 
 POLL_INTERVAL_S = 0.02
 STOP_TIMEOUT_S = 10.0
+LAST_WORDS_S = 0.5
+LAST_LINES = 15
 MAX_TEMP_PATH = 70
 """Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
 
 _LOAD_FAILURE = re.compile(r"carla_policy does not load: (?P<reason>.*)")
+_START_FAILURE = re.compile(r"Error while retrieving snapshot|Backend worker process died|Load model failed")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,7 +51,8 @@ class TorchServe:
         self._settings = settings
         self._process: subprocess.Popen[str] | None = None
         self._output: deque[str] = deque(maxlen=200)
-        self._load_failure: str | None = None
+        self._load_failures: deque[str] = deque(maxlen=20)
+        self._start_failure: str | None = None
         self._reader: threading.Thread | None = None
 
     def __enter__(self) -> TorchServe:
@@ -107,22 +111,37 @@ class TorchServe:
             session.trust_env = False
             while missing:
                 self.check()
+                self._check_start()
                 missing = [version for version in missing if self._ready_workers(session, version) < workers]
                 if missing and time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout_s:g} s: {', '.join(missing)}; see {self.log_file}")
                 if missing:
                     time.sleep(POLL_INTERVAL_S)
 
+    def take_load_failures(self) -> list[str]:
+        """What workers have said, since the last call, about versions that do not load."""
+        return [self._load_failures.popleft() for _ in range(len(self._load_failures))]
+
     def check(self) -> None:
-        """`ServerError` if the server has ended, or one of its workers has said that its version does not load."""
-        if self._load_failure:
-            raise ServerError(f"a version does not load: {self._load_failure} (log: {self.log_file})")
+        """`ServerError` if the server has ended."""
         if self._process is None or self._process.poll() is None:
             return
         if self._reader:
             self._reader.join(timeout=1.0)
-        tail = "\n".join(list(self._output)[-15:])
-        raise ServerError(f"TorchServe ended with status {self._process.returncode} (log: {self.log_file}):\n{tail}")
+        raise ServerError(
+            f"TorchServe ended with status {self._process.returncode} (log: {self.log_file}):\n{self._last_words()}"
+        )
+
+    def _check_start(self) -> None:
+        failures = self.take_load_failures()
+        if failures:
+            raise ServerError(f"a version does not load: {failures[0]} (log: {self.log_file})")
+        if self._start_failure:
+            time.sleep(LAST_WORDS_S)
+            raise ServerError(f"a version does not load (log: {self.log_file}):\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        return "\n".join(list(self._output)[-LAST_LINES:])
 
     def stop(self) -> None:
         """End the server, then whatever is left of its process group; returns when nothing is."""
@@ -154,7 +173,9 @@ class TorchServe:
             self._output.append(line.rstrip("\n"))
             failure = _LOAD_FAILURE.search(line)
             if failure:
-                self._load_failure = failure["reason"]
+                self._load_failures.append(failure["reason"])
+            elif _START_FAILURE.search(line):
+                self._start_failure = line
 
 
 def _command(config: Path, temp: Path, store: Path) -> list[str]:
