@@ -66,3 +66,12 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> LoadedPolicy:
     build(make_artifact(root, "v1.0.0"), root)
     unpack(root / archive_name("v1.0.0"), root / "unpacked")
     return load_policy(root / "unpacked")
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with two synthetic versions of 5 sensors."""
+    root = tmp_path_factory.mktemp("small")
+    for version in ("v1.9.0", "v1.10.0"):
+        build(make_artifact(root, version), root / "store")
+    return root / "store"

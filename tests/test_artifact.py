@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +52,9 @@ def test_directory_and_card_must_agree_on_the_version(shipped_copy: Path) -> Non
         ("  atol: 1.0e-06", "  atol: '1e-6'", r"parity\.atol: .*number \(got '1e-6'\)"),
         ("low: [-1.0, -1.0]", "low: [-1.0, 1.0]", r"steer must lie within \[-1\.0, 1\.0\], got \[1\.0, 1\.0\]"),
         ("layout: [acceleration, steer]", "layout: [throttle, steer]", r"layout must name throttle, brake and steer"),
+        ("name: border_ray_-60deg,", "name: steering,", r"every field needs a name of its own"),
+        ("low: -1.0, high: 60.0", "low: 60.0, high: 60.0", r"low must be below high, got 60\.0 and 60\.0"),
+        ("  golden.npz: sha256", "  golden.bin: sha256", r"artifact_hashes must list exactly"),
         ("name: steering,", "name: wheel,", r"the first two fields must be speed and steering"),
         ("model_name: carla_policy", "model_name: carla_policy\nmodel_name: other", r"'model_name' appears twice"),
         (
@@ -136,6 +141,32 @@ def test_data_behind_the_pickle_is_refused(shipped_copy: Path) -> None:
         file.write(pickle.dumps(1))
     seal(shipped_copy)
     with pytest.raises(ArtifactError, match=r"preprocessor\.pkl: there is data behind the pickled object"):
+        load_artifact(shipped_copy)
+
+
+def test_pickle_of_something_that_transforms_nothing_is_refused(shipped_copy: Path) -> None:
+    (shipped_copy / "preprocessor.pkl").write_bytes(pickle.dumps(np.zeros(3)))
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"preprocessor\.pkl: expected a transformer, got ndarray"):
+        load_artifact(shipped_copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mean", lambda values: values.astype(np.float64), r"mean: expected float32 \(\d+, 2\), got float64"),
+        ("seeds", lambda values: values.astype(np.int64), r"seeds: expected uint64"),
+        ("sampled_actions", lambda values: values[:, :1], r"sampled_actions: expected float32 .*, got .*, 1\)"),
+    ],
+)
+def test_golden_array_of_another_shape_or_type_is_refused(
+    shipped_copy: Path, name: str, change: Callable[[Any], Any], message: str
+) -> None:
+    golden = dict(np.load(shipped_copy / "golden.npz"))
+    golden[name] = change(golden[name])
+    np.savez(shipped_copy / "golden.npz", **golden)
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=rf"golden\.npz: {message}"):
         load_artifact(shipped_copy)
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 from ts.context import RequestProcessor
 from ts.model_loader import TsModelLoader
 
+import policy_handler
 from carla_policy_tools.client import request_body
 from tests.conftest import SHIPPED
+from tests.test_replay import rename_in_manifest
 
 VERSION = SHIPPED[0]
 JSON = {"content-type": "application/json"}
@@ -120,3 +123,44 @@ def test_version_that_fails_its_self_test_raises_the_error_that_torchserve_rolls
     np.savez(directory / "golden.npz", **golden)
     with pytest.raises(ValueError, match=r"golden\.npz: content has changed"):
         TsModelLoader().load("carla_policy", str(directory), "policy_handler.py", None, 1)
+
+
+def test_describe_header_of_a_client_never_answers_for_a_batch(ts_service: Any, body: bytearray) -> None:
+    answers = handle(ts_service, [({}, {"describe": "True"}), ({"body": body}, JSON)])
+    assert [status for status, _, _ in answers] == [400, 200]
+
+
+def test_client_alone_that_sends_a_describe_header_gets_its_prediction(ts_service: Any, body: bytearray) -> None:
+    for headers in ({**JSON, "describe": "True"}, {"describe": "True"}):
+        ((_, _, answer),) = handle(ts_service, [({"body": body}, headers)])
+        assert "actions" in answer
+
+
+def test_compressed_body_is_refused(ts_service: Any, body: bytearray) -> None:
+    ((status, _, _),) = handle(ts_service, [({"body": body}, {**JSON, "Content-Encoding": "gzip"})])
+    assert status == 415
+
+
+def test_worker_has_one_torch_thread(unpacked: Callable[[str], Path]) -> None:
+    torch.set_num_threads(2)
+    try:
+        TsModelLoader().load("carla_policy", str(unpacked(VERSION)), "policy_handler.py", None, 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_manifest_of_another_version_stops_the_load(unpacked: Callable[[str], Path]) -> None:
+    directory = unpacked(VERSION)
+    rename_in_manifest(directory, modelVersion="v9.9.9")
+    with pytest.raises(ValueError, match=rf"MANIFEST\.json: says v9\.9\.9, the card says {VERSION}"):
+        TsModelLoader().load("carla_policy", str(directory), "policy_handler.py", None, 1)
+
+
+def test_any_failure_to_load_is_one_that_torchserve_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(policy_handler, "load_policy", fail)
+    with pytest.raises(ValueError, match="CUDA error"):
+        policy_handler.PolicyHandler().initialize(SimpleNamespace(system_properties={"model_dir": "."}))

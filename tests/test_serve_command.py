@@ -17,7 +17,6 @@ import requests
 
 from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
-from carla_policy_tools.build import build
 from carla_policy_tools.paths import archive_name
 from tests.conftest import SHIPPED
 from tests.servers import COMMAND, ServeProcess
@@ -26,14 +25,6 @@ from tests.test_archive import repack
 from tests.test_artifact import change_golden
 
 LATEST = SHIPPED[-1]
-
-
-@pytest.fixture(scope="module")
-def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("small")
-    for version in ("v1.9.0", "v1.10.0"):
-        build(make_artifact(root, version), root / "store")
-    return root / "store"
 
 
 def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -126,6 +117,18 @@ def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_
         assert "a worker has failed, the other versions are served on: model_card.yaml" in trouble
         observation = {"speed": 1.0, "steering": 0.0, "sensors": [0.0] * 5}
         assert server.post("v1.10.0", {"observations": [observation]}).status_code == 200
+
+
+def test_run_directory_with_too_long_a_path_is_refused(small_store: Path, tmp_path: Path) -> None:
+    result = run("serve", "--store", str(small_store), "--port", "0", "--run-dir", str(tmp_path / ("x" * 80)))
+    assert result.returncode == 1
+    assert "too long a path for the workers' sockets; choose a shorter --run-dir" in result.stderr
+
+
+def test_golden_observation_that_does_not_exist_is_refused(small_store: Path) -> None:
+    result = run("predict", "v1.9.0", "--golden", "256", "--store", str(small_store))
+    assert result.returncode == 1
+    assert "error: --golden 256: carla_policy-v1.9.0.mar has the observations 0 to 255" in result.stderr
 
 
 def test_stranger_in_the_store_is_passed_over(small_store: Path, tmp_path: Path) -> None:

@@ -127,6 +127,25 @@ def test_refusals(body: bytes, status: int, kind: str, message: str, card: Model
     assert len(str(error)) < 500
 
 
+def test_value_below_its_bound_is_refused_and_a_value_on_it_is_not(card: ModelCard) -> None:
+    error = refusal(request(observations=[observation(speed=-0.5), observation(sensors=[0, -51, 0, 0, 0])]), card)
+    assert [detail["loc"] for detail in error.details] == ["observations[0].speed", "observations[1].sensors[1]"]
+    assert error.type == "OUT_OF_RANGE"
+    on_them = [
+        observation(speed=0, steering=-1, sensors=[-50] * 5),
+        observation(speed=60, steering=1, sensors=[50] * 5),
+    ]
+    assert len(parse_prediction(request(observations=on_them), card).observations) == 2
+
+
+def test_limit_of_the_card_holds(card: ModelCard) -> None:
+    small = card.model_copy(update={"inference": card.inference.model_copy(update={"max_observations": 2})})
+    assert len(parse_prediction(request(observations=[observation()] * 2), small).observations) == 2
+    error = refusal(request(observations=[observation()] * 3), small)
+    assert error.type == "BATCH_TOO_LARGE"
+    assert str(error) == "observations: expected at most 2 observations, got 3; split the request"
+
+
 def test_all_findings_are_listed_up_to_ten(card: ModelCard) -> None:
     error = refusal(request(observations=[observation(sensors=[0] * 4)] * 30), card)
     assert [detail["loc"] for detail in error.details] == [f"observations[{row}].sensors" for row in range(10)]

@@ -1,0 +1,98 @@
+"""Verification of an archive: names that disagree, code at fault, and nothing run before it was checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carla_policy.digests import directory_digests, dump_digests
+from carla_policy.errors import ArtifactError
+from carla_policy.loading import load_policy
+from carla_policy.preprocessing import CompiledPreprocessor, Step, load_compiled
+from carla_policy_tools import archive as archive_module
+from carla_policy_tools import isolated_replay
+from carla_policy_tools.archive import unpack
+from carla_policy_tools.build import verify
+from tests.test_archive import ARCHIVE, VERSION, repack
+
+
+@pytest.mark.parametrize("change", [{"modelVersion": "v9.9.9"}, {"modelName": "other"}])
+def test_manifest_that_names_something_else_is_refused(
+    unpacked: Callable[[str], Path], tmp_path: Path, change: dict[str, str]
+) -> None:
+    directory = unpacked(VERSION)
+    rename_in_manifest(directory, **change)
+    (value,) = change.values()
+    with pytest.raises(ArtifactError, match=rf"MANIFEST\.json: names .*{value}.*, the card carla_policy {VERSION}"):
+        verify(repack(directory, tmp_path / ARCHIVE))
+
+
+def test_changed_code_of_an_archive_is_refused_before_it_runs(unpacked: Callable[[str], Path], tmp_path: Path) -> None:
+    directory, marker = unpacked(VERSION), tmp_path / "executed"
+    with (directory / "policy_handler.py").open("a") as file:
+        file.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    with pytest.raises(ArtifactError, match=r"policy_handler\.py: content has changed"):
+        verify(repack(directory, tmp_path / ARCHIVE, update_digests=False))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("values[end - len(rows) : end]", "values[: len(rows)]", "depends on what it is batched with"),
+        ("self._policy.decide(actions)", "self._policy.decide(-actions)", "are not the golden actions"),
+        ("import logging\n", "import logging\n\nimport carla_policy_tools\n", "No module named 'carla_policy_tools'"),
+    ],
+)
+def test_archive_whose_serving_code_is_at_fault_is_refused(
+    unpacked: Callable[[str], Path], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = unpacked(VERSION) / "carla_policy" / "service.py"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ArtifactError, match=message):
+        verify(repack(path.parents[1], tmp_path / ARCHIVE))
+
+
+def test_modules_from_outside_of_the_archive_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"carla_policy: the archive does not carry it; it was found at .*handler"):
+        isolated_replay._check_origins(tmp_path)
+
+
+def test_list_of_digests_has_one_spelling(unpacked: Callable[[str], Path]) -> None:
+    listing = unpacked(VERSION) / "digests.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text())))
+    with pytest.raises(ArtifactError, match=r"digests\.json: content has changed"):
+        load_policy(listing.parent)
+
+
+@pytest.mark.parametrize("operand", [np.zeros(3, np.float32), np.zeros(4), np.array([0.0, np.nan, 0.0])])
+def test_compiled_step_that_does_not_fit_the_card_is_refused(tmp_path: Path, operand: np.ndarray) -> None:
+    CompiledPreprocessor((Step("add", operand),), operand.dtype).save(tmp_path / "preprocessor.npz")
+    with pytest.raises(ArtifactError, match=r"preprocessor\.npz: 000_add: expected 3 finite numbers of type float64"):
+        load_compiled(tmp_path / "preprocessor.npz", columns=3, input_dtype="float64")
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 3), ("MAX_UNPACKED_BYTES", 1)])
+def test_archive_beyond_the_limits_is_refused_before_it_is_unpacked(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(archive_module, limit, value)
+    with pytest.raises(ArtifactError, match=rf"{ARCHIVE}: expected at most"):
+        unpack(store / ARCHIVE, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def rename_in_manifest(directory: Path, **change: str) -> None:
+    """Change keys of the manifest's model, and list the digests again."""
+    path = directory / "MAR-INF" / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"] |= change
+    path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    digests = {name: digest for name, digest in directory_digests(directory).items() if "__pycache__" not in name}
+    (directory / "digests.json").write_text(dump_digests(digests))
