@@ -117,8 +117,9 @@ def _stop_signals() -> Iterator[None]:
     def request_stop(*_: object) -> None:
         raise StopRequested
 
-    # What the caller ignores stays ignored: nohup, or a shell's background job.
-    heeded = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [*_STOP_SIGNALS]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        heeded.remove(signal.SIGHUP)  # under nohup the server outlives its terminal
     previous = {number: signal.signal(number, request_stop) for number in heeded}
     try:
         yield
