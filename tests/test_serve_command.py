@@ -99,7 +99,7 @@ def test_changed_byte_of_an_archive_stops_the_start_by_file_name(small_store: Pa
     archive.write_bytes(data)
     result = run("serve", "--store", str(store), "--port", "0")
     assert (result.returncode, result.stdout) == (1, "")
-    assert "error: model.pt: Bad CRC-32" in result.stderr
+    assert f"error: {archive}: model.pt: Bad CRC-32" in result.stderr
 
 
 def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_store: Path, tmp_path: Path) -> None:
@@ -129,6 +129,19 @@ def test_golden_observation_that_does_not_exist_is_refused(small_store: Path) ->
     result = run("predict", "v1.9.0", "--golden", "256", "--store", str(small_store))
     assert result.returncode == 1
     assert "error: --golden 256: carla_policy-v1.9.0.mar has the observations 0 to 255" in result.stderr
+
+
+def test_refusals_name_the_artifact_among_several(small_store: Path, tmp_path: Path) -> None:
+    good, store = make_artifact(tmp_path, "v2.0.0"), tmp_path / "store"
+    (tmp_path / "v2.1.0").mkdir()
+    refused = run("build", str(good), str(tmp_path / "v2.1.0"), "--store", str(store))
+    assert refused.returncode == 1
+    assert f"error: {tmp_path / 'v2.1.0'}: model_card.yaml: cannot be read: No such file" in refused.stderr
+    missing = run("verify", str(small_store / "absent.mar"))
+    assert f"error: {small_store / 'absent.mar'}: cannot be read: No such file" in missing.stderr
+    (tmp_path / "file").touch()
+    result = run("serve", "--store", str(small_store), "--port", "0", "--run-dir", str(tmp_path / "file"))
+    assert f"error: {tmp_path / 'file'}: is not a directory; choose another --run-dir" in result.stderr
 
 
 def test_stranger_in_the_store_is_passed_over(small_store: Path, tmp_path: Path) -> None:
@@ -252,6 +265,6 @@ def test_seal_after_an_edit(tmp_path: Path) -> None:
     (artifact / "model_card.yaml").write_text((artifact / "model_card.yaml").read_text().replace("synthetic", "mine"))
     refused = run("build", str(artifact), "--store", str(tmp_path / "store"))
     assert refused.returncode == 1
-    assert "error: model_card.yaml: content has changed" in refused.stderr
+    assert f"error: {artifact}: model_card.yaml: content has changed" in refused.stderr
     assert run("seal", str(artifact)).returncode == 0
     assert run("build", str(artifact), "--store", str(tmp_path / "store")).returncode == 0

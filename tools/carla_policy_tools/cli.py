@@ -19,7 +19,7 @@ from rich.table import Table
 from carla_policy.errors import ArtifactError
 from carla_policy.version import parse_version
 from carla_policy_tools.configuration import choose_ports, load_profile
-from carla_policy_tools.paths import MODEL_STORE, archive_name
+from carla_policy_tools.paths import MODEL_STORE, archive_name, naming
 from carla_policy_tools.torchserve import ServerError
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ def build(
 
     results = []
     for artifact in artifacts:
-        with err.status(f"building {artifact}"):
+        with err.status(f"building {artifact}"), naming(artifact):
             result = build_archive(artifact, store)
         results.append(
             {**result.verification.to_json(), "unchanged": result.unchanged, "not_compiled": result.not_compiled}
@@ -74,7 +74,7 @@ def verify(
 
     results = []
     for archive in archives:
-        with err.status(f"verifying {archive}"):
+        with err.status(f"verifying {archive}"), naming(archive):
             results.append(verify_archive(archive).to_json())
         if not as_json:
             _print_verification(results[-1], "verified")
@@ -90,7 +90,8 @@ def seal(artifact: Annotated[Path, typer.Argument(help="Artifact directory.")], 
     """
     from carla_policy_tools.artifact import seal as seal_artifact
 
-    card = seal_artifact(artifact)
+    with naming(artifact):
+        card = seal_artifact(artifact)
     if as_json:
         _print_json({"sealed": str(artifact), "version": card.version, "card_hash": card.card_hash})
     else:
@@ -237,5 +238,6 @@ def main() -> None:
         if isinstance(error, requests.ConnectionError):
             url = error.request.url if error.request else ""
             error = OSError(f"no server answers at {url}; start one with `carla-policy serve`, or name its --url")
-        err.print(f"error: {error}", markup=False)
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        err.print(f"error: {text}", markup=False)
         sys.exit(1)

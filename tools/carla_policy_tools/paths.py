@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import carla_policy
+from carla_policy.errors import ArtifactError
 from carla_policy.version import check_version, parse_version, version_key
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,3 +36,13 @@ def archived_versions(store: Path) -> list[str]:
         except ValueError:
             continue
     return sorted(versions, key=version_key)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Begin the message of an `ArtifactError` from inside with the artifact or archive that it is about."""
+    try:
+        yield
+    except ArtifactError as error:
+        text = str(error).removeprefix(f"{path.name}: ")
+        raise ArtifactError(text if text.startswith(str(path)) else f"{path}: {text}") from None

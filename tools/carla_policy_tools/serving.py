@@ -16,7 +16,7 @@ from pathlib import Path
 from carla_policy.version import parse_version, version_key
 from carla_policy_tools.archive import check
 from carla_policy_tools.configuration import Ports, Profile, properties
-from carla_policy_tools.paths import archive_name, archived_versions
+from carla_policy_tools.paths import archive_name, archived_versions, naming
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
@@ -72,7 +72,9 @@ def serve(
     """
     for version in deployment.versions:
         with tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
-            check(deployment.store / archive_name(version), Path(scratch))
+            archive = deployment.store / archive_name(version)
+            with naming(archive):
+                check(archive, Path(scratch))
     settings = properties(
         versions=deployment.versions, promoted=deployment.promoted, profile=profile, ports=ports, store=deployment.store
     )
@@ -95,6 +97,8 @@ def serve(
 @contextmanager
 def _run_directory(given: Path | None) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="carla-policy-")) if given is None else given.resolve()
+    if directory.exists() and not directory.is_dir():
+        raise ServerError(f"{directory}: is not a directory; choose another --run-dir")
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / _LOCK_FILE).open("w") as lock:
         try:
