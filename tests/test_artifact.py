@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from carla_policy.card import load_card, parse_yaml
 from carla_policy.errors import ArtifactError
@@ -46,7 +47,7 @@ def test_directory_and_card_must_agree_on_the_version(shipped_copy: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("description:", "descriptoin:", r"descriptoin: Extra inputs are not permitted"),
+        ("description:", "descriptoin:", r"descriptoin: not a key of a model card"),
         ("version: v0.1.0", "version: 0.1.0", r"version: .*expected vMAJOR\.MINOR\.PATCH"),
         ("  atol: 1.0e-06", "  atol: .nan", r"parity\.atol: .*finite number"),
         ("  atol: 1.0e-06", "  atol: '1e-6'", r"parity\.atol: .*number \(got '1e-6'\)"),
@@ -168,6 +169,42 @@ def test_golden_array_of_another_shape_or_type_is_refused(
     seal(shipped_copy)
     with pytest.raises(ArtifactError, match=rf"golden\.npz: {message}"):
         load_artifact(shipped_copy)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message"),
+    [
+        (StandardScaler(), "cannot transform the 30 columns of model_card.yaml"),
+        (StandardScaler().fit(np.zeros((3, 5))), "cannot transform the 30 columns of model_card.yaml"),
+        (PolynomialFeatures(2).fit(np.zeros((3, 30))), "gives 496 features, but golden.npz: features has 30"),
+    ],
+)
+def test_preprocessor_that_does_not_fit_is_refused_by_file_name(
+    shipped_copy: Path, preprocessor: Any, message: str
+) -> None:
+    (shipped_copy / "preprocessor.pkl").write_bytes(pickle.dumps(preprocessor))
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=f"preprocessor.pkl: {message}"):
+        load_artifact(shipped_copy)
+
+
+def test_golden_file_that_is_one_array_is_refused(shipped_copy: Path) -> None:
+    with (shipped_copy / "golden.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    seal(shipped_copy)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: cannot be read as an \.npz file"):
+        load_artifact(shipped_copy)
+
+
+def test_seal_refuses_what_an_artifact_cannot_hold(shipped_copy: Path) -> None:
+    (shipped_copy / "notes.txt").write_text("")
+    with pytest.raises(ArtifactError, match=r"notes\.txt: no part of an artifact; remove it"):
+        seal(shipped_copy)
+
+
+def test_tolerance_that_would_accept_another_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"parity\.atol: Input should be less than or equal to 0\.001"):
+        make_artifact(tmp_path, "v1.0.0", card={"parity": {"atol": 100.0}})
 
 
 def test_network_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:

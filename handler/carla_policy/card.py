@@ -23,6 +23,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from carla_policy.digests import sha256
 from carla_policy.errors import ArtifactError
@@ -131,7 +132,7 @@ class SafetySpec(_Section):
 
 
 class ParitySpec(_Section):
-    atol: Annotated[float, Field(ge=0.0)] = 1e-6
+    atol: Annotated[float, Field(ge=0.0, le=1e-3)] = 1e-6
     """Largest difference from the training side's numbers at which the version may still go live."""
 
 
@@ -178,10 +179,7 @@ def load_card(path: Path) -> ModelCard:
     try:
         card = ModelCard.model_validate_json(json.dumps(document, default=_iso))
     except ValidationError as error:
-        findings = (
-            f"{'.'.join(map(str, finding['loc'])) or 'card'}: {finding['msg']} (got {finding['input']!r:.80})"
-            for finding in error.errors()
-        )
+        findings = (f"{'.'.join(map(str, f['loc'])) or 'card'}: {_finding(f)}" for f in error.errors())
         raise ArtifactError(f"{path.name}: {'; '.join(findings)}") from None
     body, _, _ = data.rpartition(f"{CARD_HASH_KEY}:".encode())
     if data != body + card_hash_line(body):
@@ -190,6 +188,15 @@ def load_card(path: Path) -> ModelCard:
             "if the edit is meant, run `carla-policy seal` on the artifact"
         )
     return card
+
+
+def _finding(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        digests = error["loc"][-1] in ("artifact_hashes", CARD_HASH_KEY)
+        return "required, but missing" + ("; `carla-policy seal` writes it" if digests else "")
+    if error["type"] == "extra_forbidden":
+        return "not a key of a model card"
+    return f"{error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
 
 
 def _iso(value: object) -> str:

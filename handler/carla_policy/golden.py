@@ -48,7 +48,7 @@ def load_golden(path: Path, *, columns: int, dims: int, parameter_names: Sequenc
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: np.ascontiguousarray(archive[key]) for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ArtifactError(f"{name}: cannot be read as an .npz file of plain arrays: {error}") from None
     actions = ("deterministic_actions", "sampled_actions", *parameter_names)
     expected = {"observations", "features", "seeds", *actions}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carla_policy.actions import ActionLayout
-from carla_policy.card import GOLDEN_FILE, MODEL_FILE, ModelCard
+from carla_policy.card import GOLDEN_FILE, MODEL_FILE, PREPROCESSOR_FILE, ModelCard
+from carla_policy.errors import ArtifactError
 from carla_policy.golden import GoldenVectors, load_golden
 from carla_policy.heads import GaussianHead
 from carla_policy.integrity import verify_files
@@ -48,6 +49,11 @@ def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> Lo
         dims=layout.dims,
         parameter_names=head.parameter_names,
     )
+    width = preprocessor(golden.observations[:1]).shape[1]
+    if width != golden.features.shape[1]:
+        raise ArtifactError(
+            f"{PREPROCESSOR_FILE}: gives {width} features, but {GOLDEN_FILE}: features has {golden.features.shape[1]}"
+        )
     runtime = load_torchscript(
         directory / MODEL_FILE,
         tile=card.inference.tile,

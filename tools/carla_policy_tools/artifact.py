@@ -51,7 +51,14 @@ def load_artifact(directory: Path) -> LoadedPolicy:
 def load_training_preprocessor(directory: Path, card: ModelCard) -> SklearnPreprocessor:
     """The preprocessor exactly as training left it, opened through the allow-list."""
     transformer = load_preprocessor_pickle(directory / PREPROCESSOR_FILE)
-    return SklearnPreprocessor(transformer, np.dtype(card.preprocessor.input_dtype))
+    training = SklearnPreprocessor(transformer, np.dtype(card.preprocessor.input_dtype))
+    try:
+        training(np.zeros((1, card.observation.columns), np.float32))
+    except Exception as error:  # whatever an unfitted or foreign transformer runs into
+        raise ArtifactError(
+            f"{PREPROCESSOR_FILE}: cannot transform the {card.observation.columns} columns of {CARD_FILE}: {error}"
+        ) from None
+    return training
 
 
 def write_card(directory: Path, content: dict[str, Any]) -> ModelCard:
@@ -60,6 +67,9 @@ def write_card(directory: Path, content: dict[str, Any]) -> ModelCard:
     missing = sorted(name for name in ARTIFACT_FILES if not (directory / name).is_file())
     if missing:
         raise ArtifactError(f"{directory}: {', '.join(missing)} missing: an artifact is {sorted(ARTIFACT_FILES)}")
+    strangers = sorted(path.name for path in directory.iterdir() if path.name not in ARTIFACT_FILES | {CARD_FILE})
+    if strangers:
+        raise ArtifactError(f"{directory}: {', '.join(strangers)}: no part of an artifact; remove it")
     content["artifact_hashes"] = {name: file_digest(directory / name) for name in sorted(ARTIFACT_FILES)}
     body = yaml.dump(content, Dumper=_CardDumper, sort_keys=False, width=110, allow_unicode=True).encode()
     with tempfile.TemporaryDirectory(dir=directory, prefix=".card-") as scratch:

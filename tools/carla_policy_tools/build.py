@@ -114,7 +114,8 @@ def _publish(candidate: Path, target: Path) -> None:
 def _built_before(target: Path) -> ArtifactError:
     return ArtifactError(
         f"{target}: this version was built before with other content (artifact or serving code), and a version never "
-        "changes; give the artifact a new version, or delete the archive if it was never deployed"
+        "changes; give the artifact a new version, or delete the archive if it was never deployed "
+        "(`make rebuild` builds all again)"
     )
 
 

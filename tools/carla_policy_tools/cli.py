@@ -186,6 +186,7 @@ def predict(
     from carla_policy_tools import client
 
     asked = parse_version(version) if version else None
+    url = url if "://" in url else f"http://{url}"
     if file and (golden is not None or stochastic or seed is not None):
         raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
     if seed is not None and not stochastic:
@@ -211,7 +212,7 @@ def predict(
 
 
 def _print_verification(result: dict[str, Any], verb: str) -> None:
-    out.print(f"{verb} {result['archive']}  {result['digest'][:19]}…")
+    out.print(f"{verb} {result['archive']}  {result['digest'][:19]}")
     if result.get("not_compiled"):
         out.print(f"  preprocessor: scikit-learn in the worker, slower: {result['not_compiled']}")
     else:
