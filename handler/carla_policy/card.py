@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import re
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -85,6 +88,12 @@ class ObservationSpec(_Section):
     @property
     def sensors(self) -> int:
         return len(self.fields) - 2
+
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Lowest and highest meaningful value of each column, `[columns]` float32 each."""
+        low, high = (np.array([getattr(field, end) for field in self.fields], np.float32) for end in ("low", "high"))
+        return low, high
 
 
 class PreprocessorSpec(_Section):

@@ -39,8 +39,9 @@ def directory_digests(directory: Path) -> dict[str, str]:
 
 def dump_digests(digests: Mapping[str, str]) -> str:
     """The one spelling of `digests.json`; under its own name stands the digest of the rest."""
-    listing = json.dumps(dict(sorted(digests.items())), indent=1)
-    return json.dumps({DIGESTS_FILE: sha256(listing.encode()), **dict(sorted(digests.items()))}, indent=1) + "\n"
+    ordered = dict(sorted(digests.items()))
+    own = sha256(json.dumps(ordered, indent=1).encode())
+    return json.dumps({DIGESTS_FILE: own, **ordered}, indent=1) + "\n"
 
 
 def verify_directory(directory: Path) -> dict[str, str]:

@@ -43,12 +43,7 @@ def load_policy(model_dir: Path) -> LoadedPolicy:
 def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> LoadedPolicy:
     """Put a policy together from verified files in `directory` and replay its golden vectors."""
     head, layout = GaussianHead(), ActionLayout.of(card.action)
-    golden = load_golden(
-        directory / GOLDEN_FILE,
-        columns=card.observation.columns,
-        dims=layout.dims,
-        parameter_names=head.parameter_names,
-    )
+    golden = load_card_golden(directory, card)
     width = preprocessor(golden.observations[:1]).shape[1]
     if width != golden.features.shape[1]:
         raise ArtifactError(
@@ -63,3 +58,13 @@ def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> Lo
     )
     policy = Policy(card, preprocessor, runtime, head, layout, SafetyEnvelope.of(card.safety))
     return LoadedPolicy(policy, golden, replay(policy, golden))
+
+
+def load_card_golden(directory: Path, card: ModelCard) -> GoldenVectors:
+    """The golden vectors in `directory`, of the shapes that its card implies."""
+    return load_golden(
+        directory / GOLDEN_FILE,
+        columns=card.observation.columns,
+        dims=len(card.action.layout),
+        parameter_names=GaussianHead.parameter_names,
+    )

@@ -9,7 +9,7 @@ does not block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +38,17 @@ def replay(policy: Policy, golden: GoldenVectors) -> tuple[StageParity, ...]:
     Raises `ArtifactError` too where the same observation has other bits in another place of a batch, or alone.
     """
     atol = policy.card.parity.atol
-    _check_batching(policy, policy.preprocessor(golden.observations))
-    return tuple(
-        _compare(stage, expected, got, atol=atol, dims=dims) for stage, expected, got, dims in _stages(policy, golden)
-    )
-
-
-def _stages(policy: Policy, golden: GoldenVectors) -> Iterator[tuple[str, FloatArray, FloatArray, tuple[str, ...]]]:
     features = policy.preprocessor(golden.observations)
-    yield "features", golden.features, features, ()
     parameters = policy.evaluate(features)
+    _check_batching(policy, features, parameters)
+    stages = _stages(policy, golden, features, parameters)
+    return tuple(_compare(stage, expected, got, atol=atol, dims=dims) for stage, expected, got, dims in stages)
+
+
+def _stages(
+    policy: Policy, golden: GoldenVectors, features: FloatArray, parameters: Mapping[str, FloatArray]
+) -> Iterator[tuple[str, FloatArray, FloatArray, tuple[str, ...]]]:
+    yield "features", golden.features, features, ()
     for name, expected in golden.parameters.items():
         yield name, expected, parameters[name], policy.layout.names
     mode = policy.select(parameters, deterministic=True, seed=0)
@@ -61,12 +62,11 @@ def _stages(policy: Policy, golden: GoldenVectors) -> Iterator[tuple[str, FloatA
     yield "sampled_actions", golden.sampled_actions, np.concatenate(samples), policy.layout.names
 
 
-def _check_batching(policy: Policy, features: FloatArray) -> None:
+def _check_batching(policy: Policy, features: FloatArray, reference: Mapping[str, FloatArray]) -> None:
     rows, tile = len(features), policy.card.inference.tile
     advice = "the network must keep no state and draw no random numbers"
     if tile > 1:
         advice = f"on this processor inference.tile = {tile} does not make rows independent, 1 does"
-    reference = policy.evaluate(features)
     orders = [np.roll(np.arange(rows), shift) for shift in sorted({1, tile // 2 + 1})]
     for order in (*orders, *(np.array([row]) for row in range(ROWS_TRIED_ALONE))):
         for name, values in policy.evaluate(features[order]).items():

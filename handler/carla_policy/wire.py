@@ -158,7 +158,7 @@ def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArra
     fields = card.observation.fields
     with np.errstate(over="ignore"):
         rounded = exact.astype(np.float32)
-    low, high = (np.array([getattr(field, end) for field in fields], np.float32) for end in ("low", "high"))
+    low, high = card.observation.bounds
     outside = np.argwhere(~((rounded >= low) & (rounded <= high)))
     if len(outside):
         raise _details(

@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from carla_policy.card import GOLDEN_FILE
 from carla_policy.digests import sha256
 from carla_policy.errors import ArtifactError
-from carla_policy.golden import load_golden
-from carla_policy.heads import GaussianHead
+from carla_policy.loading import load_card_golden
 from carla_policy_tools import isolated_replay
 from carla_policy_tools.archive import check, pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
@@ -58,13 +56,7 @@ def build(artifact: Path, store: Path) -> Build:
     """
     card = verify_artifact(artifact)
     training = load_training_preprocessor(artifact, card)
-    head = GaussianHead()
-    golden = load_golden(
-        artifact / GOLDEN_FILE,
-        columns=card.observation.columns,
-        dims=len(card.action.layout),
-        parameter_names=head.parameter_names,
-    )
+    golden = load_card_golden(artifact, card)
     compiled, not_compiled = None, None
     try:
         compiled = compile_preprocessor(training, golden.observations)
