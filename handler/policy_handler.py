@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from ts.context import Context
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+from ts.metrics.metric_type_enum import MetricTypes
 from ts.torch_handler.base_handler import BaseHandler
 
 sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
-from carla_policy.service import Answer, Batch, PolicyService, Request
+from carla_policy.service import COUNTERS, Answer, Batch, PolicyService, Request
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     """initialize -> preprocess -> inference -> postprocess; no state of a request is kept on `self`."""
 
     service: PolicyService
+    counters: dict[str, Any]
 
     def initialize(self, context: Context) -> None:
         """Load and self-test the version in the model directory; a version that fails never becomes ready.
@@ -40,6 +43,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         """
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         try:
@@ -52,6 +56,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             # Only a ValueError makes TorchServe 0.12 roll a failed registration back without a trace.
             raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
         self.service = PolicyService(loaded)
+        self.counters = _counters(context.metrics)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
@@ -63,7 +68,9 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             _to_request(row, own, context.get_request_id(index) or "")
             for index, (row, own) in enumerate(zip(data, headers, strict=True))
         ]
-        answers = self.postprocess(self.inference(self.preprocess(requests)))
+        batch = self.inference(self.preprocess(requests))
+        self._count(batch)
+        answers = self.postprocess(batch)
         for index, (answer, own) in enumerate(zip(answers, headers, strict=True)):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, "application/json")
@@ -83,9 +90,29 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         """Encode the answers."""
         return self.service.encode(data)
 
+    def _count(self, batch: Batch) -> None:
+        """Metrics of what was out of the ordinary; a batch of plain answers costs no line."""
+        card = self.service.loaded.policy.card
+        counts = batch.counts()
+        for (name, kind), count in counts.items():
+            if name in self.counters:
+                labels = [card.model_name, card.version, *([kind] if kind else [])]
+                self.counters[name].add_or_update(count, labels)
+
     def describe_handle(self) -> dict[str, Any]:
         """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
         return dict(self.service.metadata())
+
+
+def _counters(metrics: Any) -> dict[str, Any]:
+    """The counters that this server's metrics configuration has; another server's may lack them."""
+    counters = {}
+    for name in COUNTERS:
+        try:
+            counters[name] = metrics.get_metric(name, MetricTypes.COUNTER)
+        except (AttributeError, MetricsCacheKeyError):
+            logger.warning("%s is not counted: config/metrics.yaml is not this server's metrics_config", name)
+    return counters
 
 
 def _lower_case(headers: dict[str, Any]) -> dict[str, str]:

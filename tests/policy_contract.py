@@ -17,11 +17,16 @@ import pytest
 
 from carla_policy.errors import OutOfRange
 from carla_policy.loading import LoadedPolicy, load_policy
+from carla_policy.policy import Decision, Evaluation, Policy
 from carla_policy.service import PolicyService, Request
 from carla_policy.wire import parse_prediction
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import verify
 from carla_policy_tools.client import request_body
+
+
+def decide(policy: Policy, evaluation: Evaluation) -> Decision:
+    return policy.decide(policy.select(evaluation.parameters, deterministic=True, seed=0), evaluation)
 
 
 class PolicyContract:
@@ -89,22 +94,22 @@ class PolicyContract:
         again = policy.act(within_bounds[:9], deterministic=False, seed=2**64 - 1).controls
         assert again.tobytes() == samples[:9].tobytes()
         other = policy.act(within_bounds, deterministic=False, seed=2**64 - 2).controls
-        assert other.tobytes() != samples.tobytes()
+        assert (other.tobytes() == samples.tobytes()) == (policy.card.head.type == "deterministic")
 
     def test_features_that_are_not_finite_get_the_fallback_action_and_leave_their_neighbours_alone(
         self, loaded: LoadedPolicy
     ) -> None:
-        policy = loaded.policy
+        policy, observations = loaded.policy, loaded.golden.observations[:8]
         features = loaded.golden.features[:8].copy()
-        healthy = policy.decide(policy.select(policy.evaluate(features), deterministic=True, seed=0)).controls
+        states = None if loaded.golden.states is None else loaded.golden.states[:8]
+        healthy = decide(policy, policy.evaluate(observations, features, states))
         features[3, 0] = np.nan
-        decision = policy.decide(policy.select(policy.evaluate(features), deterministic=True, seed=0))
-        assert [(note.observation, note.kind) for note in decision.interventions] == [(3, "fallback")]
-        fallback = policy.card.safety.fallback
-        expected = np.array([fallback.throttle, fallback.brake, fallback.steer], np.float32)
+        decision = decide(policy, policy.evaluate(observations, features, states))
+        assert (3, "fallback") in [(note.observation, note.kind) for note in decision.interventions]
+        expected = policy.fall_back(observations[3:4], "fallback").controls[0]
         assert decision.controls[3].tobytes() == expected.tobytes()
         others = [row for row in range(8) if row != 3]
-        assert decision.controls[others].tobytes() == healthy[others].tobytes()
+        assert decision.controls[others].tobytes() == healthy.controls[others].tobytes()
 
     def test_every_field_outside_its_bounds_is_refused_by_name(self, loaded: LoadedPolicy) -> None:
         card = loaded.policy.card
@@ -118,13 +123,17 @@ class PolicyContract:
             assert field.name in str(refusal.value)
 
     def test_service_answers_golden_observations_with_golden_actions(self, loaded: LoadedPolicy) -> None:
+        policy, golden = loaded.policy, loaded.golden
         service = PolicyService(loaded)
-        body = json.dumps(request_body(loaded.golden.observations)).encode()
-        (answer,) = service.encode(service.infer(service.parse([Request(body)])))
+        body = request_body(golden.observations)
+        if service.state_codec is not None and golden.states is not None:
+            body["state"] = service.state_codec.encode(golden.states)
+        (answer,) = service.encode(service.infer(service.parse([Request(json.dumps(body).encode())])))
         actions = json.loads(answer.body)["actions"]
         got = np.array([[a["throttle"], a["brake"], a["steer"]] for a in actions])
-        expected = loaded.policy.decide(loaded.golden.deterministic_actions).controls
-        assert np.abs(got - expected).max() <= loaded.policy.card.parity.atol
+        evaluation = policy.evaluate(golden.observations, policy.preprocessor(golden.observations), golden.states)
+        expected = policy.decide(golden.deterministic_actions, evaluation).controls
+        assert np.abs(got - expected).max() <= policy.card.parity.atol
 
     def test_metadata_says_what_is_served(self, loaded: LoadedPolicy) -> None:
         metadata = json.loads(json.dumps(PolicyService(loaded).metadata()))

@@ -187,7 +187,7 @@ def test_compressed_archive_is_refused_before_it_is_unpacked(unpacked: Callable[
     archive = tmp_path / ARCHIVE
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in unpacked(VERSION).rglob("*.py"):
-            packed.write(path, path.name)
+            packed.write(path, path.relative_to(path.parents[1]).as_posix())
     with pytest.raises(ArtifactError, match="not the name or kind of a file that a build packs"):
         unpack(archive, tmp_path / "target")
 

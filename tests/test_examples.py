@@ -92,8 +92,8 @@ def test_served_policy_predicts_what_the_checkpoint_predicts(
     observations = explore(200, seed=99)
     features = scale(in_training.policy.preprocessor.transformer, observations)  # type: ignore[attr-defined]
     expected = np.stack([model.predict(row, deterministic=True)[0] for row in features])
-    parameters = served.policy.evaluate(served.policy.preprocessor(observations))
-    got = served.policy.select(parameters, deterministic=True, seed=0)
+    evaluation = served.policy.evaluate(observations, served.policy.preprocessor(observations))
+    got = served.policy.select(evaluation.parameters, deterministic=True, seed=0)
     assert got.tobytes() == expected.tobytes()
 
 

@@ -14,6 +14,7 @@ from carla_policy.errors import ArtifactError
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.preprocessing import SklearnPreprocessor
+from carla_policy.runtimes.torch import TorchRuntime
 from carla_policy.selftest import replay
 from carla_policy_tools.compilation import compile_preprocessor
 from tests.synthetic import observations
@@ -45,7 +46,8 @@ def test_every_forward_pass_has_exactly_one_tile(synthetic: LoadedPolicy, rows: 
         passes.append(len(tile))
         return synthetic.policy.runtime.module(tile)
 
-    parameters = replace(synthetic.policy.runtime, module=module, tile=16)(synthetic.golden.features[:rows])
+    runtime = TorchRuntime(module, synthetic.policy.runtime.signature, 16, torch.device("cpu"))
+    parameters = runtime(synthetic.golden.features[:rows])
     assert set(passes) == {16}
     assert {values.shape for values in parameters.values()} == {(rows, 2)}
 
@@ -54,7 +56,8 @@ def test_network_that_hides_features_that_are_not_finite_gets_the_fallback_actio
     policy = with_runtime(synthetic, lambda features: synthetic.policy.runtime(np.nan_to_num(features)))
     features = synthetic.golden.features[:3].copy()
     features[1, 0] = np.inf
-    decision = policy.decide(policy.select(policy.evaluate(features), deterministic=True, seed=0))
+    evaluation = policy.evaluate(synthetic.golden.observations[:3], features)
+    decision = policy.decide(policy.select(evaluation.parameters, deterministic=True, seed=0), evaluation)
     assert [(note.observation, note.kind) for note in decision.interventions] == [(1, "fallback")]
 
 

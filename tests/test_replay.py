@@ -11,7 +11,7 @@ import pytest
 
 from carla_policy.digests import directory_digests, dump_digests
 from carla_policy.errors import ArtifactError
-from carla_policy.loading import load_policy
+from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy.preprocessing import CompiledPreprocessor, Step, load_compiled
 from carla_policy_tools import archive as archive_module
 from carla_policy_tools import isolated_replay
@@ -43,8 +43,8 @@ def test_changed_code_of_an_archive_is_refused_before_it_runs(unpacked: Callable
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("values[end - len(rows) : end]", "values[: len(rows)]", "depends on what it is batched with"),
-        ("self._policy.decide(actions)", "self._policy.decide(-actions)", "are not the golden actions"),
+        ("slice(end - len(prediction.observations), end)", "slice(0, len(prediction.observations))", "is batched with"),
+        ("policy.decide(actions, evaluation)", "policy.decide(-actions, evaluation)", "are not the golden actions"),
         ("import logging\n", "import logging\n\nimport carla_policy_tools\n", "No module named 'carla_policy_tools'"),
     ],
 )
@@ -71,11 +71,13 @@ def test_list_of_digests_has_one_spelling(unpacked: Callable[[str], Path]) -> No
         load_policy(listing.parent)
 
 
-@pytest.mark.parametrize("operand", [np.zeros(3, np.float32), np.zeros(4), np.array([0.0, np.nan, 0.0])])
-def test_compiled_step_that_does_not_fit_the_card_is_refused(tmp_path: Path, operand: np.ndarray) -> None:
+@pytest.mark.parametrize("operand", [np.zeros(7, np.float32), np.zeros(8), np.full(7, np.nan)])
+def test_compiled_step_that_does_not_fit_the_card_is_refused(
+    synthetic: LoadedPolicy, tmp_path: Path, operand: np.ndarray
+) -> None:
     CompiledPreprocessor((Step("add", operand),), operand.dtype).save(tmp_path / "preprocessor.npz")
-    with pytest.raises(ArtifactError, match=r"preprocessor\.npz: 000_add: expected 3 finite numbers of type float64"):
-        load_compiled(tmp_path / "preprocessor.npz", columns=3, input_dtype="float64")
+    with pytest.raises(ArtifactError, match=r"preprocessor\.npz: 000_add: expected 7 finite numbers of type float64"):
+        load_compiled(tmp_path / "preprocessor.npz", synthetic.policy.card)
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 3), ("MAX_UNPACKED_BYTES", 1)])

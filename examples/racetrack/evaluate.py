@@ -57,8 +57,8 @@ def act_of(artifact: Path) -> Act:
     policy = load_artifact(artifact).policy
 
     def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        parameters = policy.evaluate(policy.preprocessor(observation[None]))
-        action: NDArray[np.float32] = policy.select(parameters, deterministic=True, seed=0)[0]
+        evaluation = policy.evaluate(observation[None], policy.preprocessor(observation[None]))
+        action: NDArray[np.float32] = policy.select(evaluation.parameters, deterministic=True, seed=0)[0]
         return action
 
     return act

@@ -1,158 +1,55 @@
 """`model_card.yaml`: what a version says of itself, typed; unknown keys are refused.
 
-The card declares the observation's layout, the preprocessor's input type, the action head and layout, the safe
-action, the parity tolerance and tile, and the SHA-256 of every other file of the artifact. Its own last line is the
+The card declares the observation's layout, the preprocessor's input type, the action head and layout, the safety
+envelope, the parity tolerance and tile, and the SHA-256 of every other file of the artifact. Its own last line is the
 digest of everything before it, so that a changed card is noticed as well.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from datetime import date, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-import yaml
-from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from carla_policy.digests import sha256
 from carla_policy.errors import ArtifactError
+from carla_policy.specs import (
+    ActionSpec,
+    ContinuousActionSpec,
+    HeadSpec,
+    InferenceSpec,
+    ObservationSpec,
+    OodSpec,
+    ParitySpec,
+    PreprocessorSpec,
+    RecurrentSpec,
+    SafetySpec,
+    Section,
+    TableActionSpec,
+)
+from carla_policy.strict_yaml import parse_yaml
 from carla_policy.version import check_version
 
 CARD_FILE = "model_card.yaml"
-MODEL_FILE = "model.pt"
+MODEL_FILES = ("model.pt", "model.onnx", "model.pt2")
+"""The network as TorchScript, ONNX or torch.export; an artifact has one of them."""
 PREPROCESSOR_FILE = "preprocessor.pkl"
 GOLDEN_FILE = "golden.npz"
-ARTIFACT_FILES = frozenset({MODEL_FILE, PREPROCESSOR_FILE, GOLDEN_FILE})
-"""What an artifact consists of beside its card."""
+OOD_FILE = "ood.npz"
+ARTIFACT_FILES = frozenset({*MODEL_FILES, PREPROCESSOR_FILE, GOLDEN_FILE, OOD_FILE})
+"""What an artifact may consist of beside its card."""
 
 CARD_HASH_KEY = "card_hash"
+DIGESTS_KEY = "artifact_hashes"
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Version = Annotated[str, AfterValidator(check_version)]
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
-SignedUnit = Annotated[float, Field(ge=-1.0, le=1.0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ObservedField(_Section):
-    """One column of the observation; outside of `low` to `high` a value means nothing and is refused."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_+.-]*$")]
-    unit: str
-    low: float
-    high: float
-    seen: tuple[float, float] | None = None
-    """Smallest and largest value in training."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
-        return self
-
-
-class ObservationSpec(_Section):
-    """Columns of the observation: speed, steering, then the sensors in the order of the request's `sensors`."""
-
-    fields: tuple[ObservedField, ...] = Field(min_length=2)
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        names = [field.name for field in self.fields]
-        if names[:2] != ["speed", "steering"]:
-            raise ValueError(f"the first two fields must be speed and steering, got {names[:2]}")
-        if len(set(names)) != len(names):
-            raise ValueError("every field needs a name of its own")
-        return self
-
-    @property
-    def columns(self) -> int:
-        return len(self.fields)
-
-    @property
-    def sensors(self) -> int:
-        return len(self.fields) - 2
-
-    @cached_property
-    def bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Lowest and highest meaningful value of each column, `[columns]` float32 each."""
-        low, high = (np.array([getattr(field, end) for field in self.fields], np.float32) for end in ("low", "high"))
-        return low, high
-
-
-class PreprocessorSpec(_Section):
-    input_dtype: Literal["float32", "float64"]
-    """What training passed to the preprocessor; scikit-learn computes in the type of its input."""
-
-
-class GaussianSpec(_Section):
-    """The network yields `mean` and `log_std` of a diagonal Gaussian, each `[rows, dims]`."""
-
-    type: Literal["gaussian"]
-
-
-class ActionSpec(_Section):
-    """What the policy's action means: the name of each dimension, and the bounds that training clipped it to."""
-
-    layout: tuple[Literal["throttle", "brake", "acceleration", "steer"], ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    @model_validator(mode="after")
-    def _drivable(self) -> Self:
-        if sorted(self.layout) not in (["acceleration", "steer"], ["brake", "steer", "throttle"]):
-            raise ValueError("layout must name throttle, brake and steer, or acceleration and steer, each once")
-        if not len(self.layout) == len(self.low) == len(self.high):
-            raise ValueError("layout, low and high must have the same length")
-        for name, low, high in zip(self.layout, self.low, self.high, strict=True):
-            floor = 0.0 if name in ("throttle", "brake") else -1.0
-            if not floor <= low < high <= 1.0:
-                raise ValueError(f"{name} must lie within [{floor}, 1.0], got [{low}, {high}]")
-        return self
-
-
-class Controls(_Section):
-    """CARLA's `VehicleControl`: positive steer turns right."""
-
-    throttle: UnitInterval
-    brake: UnitInterval
-    steer: SignedUnit
-
-
-class SafetySpec(_Section):
-    fallback: Controls
-    """The action that leaves when the policy yields something unusable."""
-
-
-class ParitySpec(_Section):
-    atol: Annotated[float, Field(ge=0.0, le=1e-3)] = 1e-6
-    """Largest difference from the training side's numbers at which the version may still go live."""
-
-
-class InferenceSpec(_Section):
-    tile: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Rows of one forward pass, always exactly as many: the reason why batch mates never change a row's bits."""
-    max_observations: Annotated[int, Field(ge=1, le=65_536)] = 8192
-    """Most observations in one request."""
-
-
-class ModelCard(_Section):
+class ModelCard(Section):
     model_name: Literal["carla_policy"]
     version: Version
     description: str
@@ -162,9 +59,11 @@ class ModelCard(_Section):
     framework_versions: dict[str, str]
     observation: ObservationSpec
     preprocessor: PreprocessorSpec
-    head: GaussianSpec
+    head: HeadSpec
     action: ActionSpec
     safety: SafetySpec
+    ood: OodSpec | None = None
+    recurrent: RecurrentSpec | None = None
     parity: ParitySpec = ParitySpec()
     inference: InferenceSpec = InferenceSpec()
     performance_metrics: dict[str, float | int | str]
@@ -173,9 +72,47 @@ class ModelCard(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.artifact_hashes.keys() != ARTIFACT_FILES:
-            raise ValueError(f"artifact_hashes must list exactly {sorted(ARTIFACT_FILES)}")
+        expected = {self.model_file, PREPROCESSOR_FILE, GOLDEN_FILE} | ({OOD_FILE} if self.ood else set())
+        if self.artifact_hashes.keys() != expected:
+            raise ValueError(f"artifact_hashes must list exactly {sorted(expected)}")
         return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_action(self.head.type, self.action)
+        named = {f"safety.{key}.observed": rate.observed for key, rate in self._rates() if rate}
+        for key, name in named.items():
+            if name not in self.observation.names:
+                raise ValueError(f"{key}: {name!r} is no field of the observation")
+        columns = self.preprocessor.columns or ()
+        if any(column >= self.observation.columns for column in columns):
+            raise ValueError(f"preprocessor.columns: the observation has {self.observation.columns}, got {columns}")
+        if len(set(columns)) != len(columns):
+            raise ValueError(f"preprocessor.columns: each column once, got {columns}")
+        if self.ood and any(field.seen is None for field in self.observation.fields):
+            raise ValueError("ood: every field of the observation needs its range `seen` in training")
+        return self
+
+    def _rates(self) -> tuple[tuple[str, Any], ...]:
+        return ("steer_rate", self.safety.steer_rate), ("throttle_rate", self.safety.throttle_rate)
+
+    @property
+    def model_file(self) -> str:
+        """Name of the network's file; the kind of file says which runtime runs it."""
+        listed = [name for name in MODEL_FILES if name in self.artifact_hashes]
+        if len(listed) != 1:
+            raise ValueError(f"artifact_hashes must list one of {', '.join(MODEL_FILES)}, got {listed or 'none'}")
+        return listed[0]
+
+
+def _check_action(head: str, action: ContinuousActionSpec | TableActionSpec) -> None:
+    if isinstance(action, TableActionSpec) != (head in ("categorical", "epsilon_greedy")):
+        wanted = "a table of controls" if head in ("categorical", "epsilon_greedy") else "layout, low and high"
+        raise ValueError(f"action: a {head} head needs {wanted}")
+    if isinstance(action, ContinuousActionSpec):
+        bounding = {"gaussian": "clip", "squashed_gaussian": "unscale", "beta": "unscale"}.get(head, action.bounding)
+        if action.bounding != bounding:
+            raise ValueError(f"action.bounding: a {head} head needs {bounding}, got {action.bounding}")
 
 
 def load_card(path: Path) -> ModelCard:
@@ -201,7 +138,7 @@ def load_card(path: Path) -> ModelCard:
 
 def _finding(error: ErrorDetails) -> str:
     if error["type"] == "missing":
-        digests = error["loc"][-1] in ("artifact_hashes", CARD_HASH_KEY)
+        digests = error["loc"][-1] in (DIGESTS_KEY, CARD_HASH_KEY)
         return "required, but missing" + ("; `carla-policy seal` writes it" if digests else "")
     if error["type"] == "extra_forbidden":
         return "not a key of a model card"
@@ -216,35 +153,3 @@ def _iso(value: object) -> str:
 def card_hash_line(body: bytes) -> bytes:
     """The card's last line: the digest of all the bytes before it."""
     return f"{CARD_HASH_KEY}: {sha256(body)}\n".encode()
-
-
-def parse_yaml(data: bytes, name: str) -> Any:
-    """The one document in `data`, plain types only: no tags, no aliases, no key twice."""
-    try:
-        return yaml.load(data, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise ArtifactError(f"{name}: not readable as YAML: {' '.join(str(error).split())}") from None
-
-
-FLOAT_OF_YAML_1_2 = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Also reads `1e-6` as the number that it is in YAML 1.2, where PyYAML's 1.1 sees a string."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError("aliases are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", node.start_mark)
-            if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_OF_YAML_1_2, list("-+0123456789"))

@@ -91,6 +91,18 @@ class InvalidOption(_Unprocessable):
     type = "INVALID_OPTION"
 
 
+class InvalidState(_Unprocessable):
+    """A recurrent policy's state that this version did not make for these observations."""
+
+    type = "INVALID_STATE"
+
+
+class OutOfDistribution(_Unprocessable):
+    """Unlike anything in training, and the card says to refuse that."""
+
+    type = "OUT_OF_DISTRIBUTION"
+
+
 class InternalFailure(RequestError):
     """A fault of the service itself while it worked on this one request."""
 

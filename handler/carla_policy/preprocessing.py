@@ -8,7 +8,6 @@ of magnitude, but a matrix product inside of it then never depends on the batch.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_policy.card import PREPROCESSOR_FILE
+from carla_policy.arrays import load_arrays
+from carla_policy.card import PREPROCESSOR_FILE, ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
 from carla_policy.safe_pickle import load_preprocessor_pickle
@@ -54,10 +54,11 @@ class Step:
 class CompiledPreprocessor:
     steps: tuple[Step, ...]
     dtype: np.dtype[Any]
+    columns: tuple[int, ...] | None = None
     form = "compiled"
 
     def __call__(self, observations: FloatArray) -> FloatArray:
-        values = observations.astype(self.dtype)
+        values = _selected(observations, self.columns).astype(self.dtype)
         for step in self.steps:
             OPERATIONS[step.operation](values, step.operand, out=values)
         with np.errstate(over="ignore"):
@@ -71,16 +72,13 @@ class CompiledPreprocessor:
         np.savez(path, **arrays)
 
 
-def load_compiled(path: Path, *, columns: int, input_dtype: str) -> CompiledPreprocessor:
+def load_compiled(path: Path, card: ModelCard) -> CompiledPreprocessor:
     """Read what `CompiledPreprocessor.save` wrote; `ArtifactError` names the step that does not fit the card."""
-    dtype = np.dtype(input_dtype)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in sorted(archive.files)}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ArtifactError(f"{path.name}: cannot be read as an .npz file of plain arrays: {error}") from None
+    dtype, selection = np.dtype(card.preprocessor.input_dtype), card.preprocessor.columns
+    columns = len(selection) if selection else card.observation.columns
+    arrays = load_arrays(path)
     steps = []
-    for index, (key, operand) in enumerate(arrays.items()):
+    for index, (key, operand) in enumerate(sorted(arrays.items())):
         number, _, operation = key.partition("_")
         if number != f"{index:03d}" or operation not in OPERATIONS:
             raise ArtifactError(f"{path.name}: {key}: not a step of a compiled preprocessor")
@@ -88,7 +86,7 @@ def load_compiled(path: Path, *, columns: int, input_dtype: str) -> CompiledPrep
             expected = f"{columns} finite numbers of type {dtype}"
             raise ArtifactError(f"{path.name}: {key}: expected {expected}, got {operand.dtype} {operand.shape}")
         steps.append(Step(operation, operand))
-    return CompiledPreprocessor(tuple(steps), dtype)
+    return CompiledPreprocessor(tuple(steps), dtype, selection)
 
 
 @dataclass(frozen=True)
@@ -97,19 +95,25 @@ class SklearnPreprocessor:
 
     transformer: Any
     dtype: np.dtype[Any]
+    columns: tuple[int, ...] | None = None
     form = "scikit-learn"
 
     def __call__(self, observations: FloatArray) -> FloatArray:
         rows: Sequence[NDArray[Any]] = [
-            self.transformer.transform(row[None].astype(self.dtype)) for row in observations
+            self.transformer.transform(row[None].astype(self.dtype)) for row in _selected(observations, self.columns)
         ]
         with np.errstate(over="ignore"):
             return np.concatenate(rows).astype(np.float32)
 
 
-def load_preprocessor(model_dir: Path, *, columns: int, input_dtype: str) -> Preprocessor:
+def load_preprocessor(model_dir: Path, card: ModelCard) -> Preprocessor:
     """The compiled preprocessor where the archive carries one, else the transformer itself."""
     compiled = model_dir / COMPILED_FILE
     if compiled.exists():
-        return load_compiled(compiled, columns=columns, input_dtype=input_dtype)
-    return SklearnPreprocessor(load_preprocessor_pickle(model_dir / PREPROCESSOR_FILE), np.dtype(input_dtype))
+        return load_compiled(compiled, card)
+    transformer = load_preprocessor_pickle(model_dir / PREPROCESSOR_FILE)
+    return SklearnPreprocessor(transformer, np.dtype(card.preprocessor.input_dtype), card.preprocessor.columns)
+
+
+def _selected(observations: FloatArray, columns: tuple[int, ...] | None) -> FloatArray:
+    return observations if columns is None else np.ascontiguousarray(observations[:, list(columns)])

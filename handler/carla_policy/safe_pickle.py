@@ -18,6 +18,7 @@ _PREPROCESSING = "sklearn.preprocessing._data"
 _ARRAYS = ("numpy._core.multiarray", "numpy.core.multiarray")
 ALLOWED = frozenset(
     {
+        ("carla_policy.normalization", "ObservationNormalizer"),
         (_PREPROCESSING, "StandardScaler"),
         (_PREPROCESSING, "MinMaxScaler"),
         (_PREPROCESSING, "MaxAbsScaler"),

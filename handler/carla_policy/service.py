@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic_core import to_json
 
-from carla_policy.actions import CONTROLS
-from carla_policy.errors import InternalFailure, RequestError, UnknownResource
-from carla_policy.golden import FloatArray
+from carla_policy.answers import Answer, AnswerEncoder, Outcome
+from carla_policy.breaker import CircuitBreaker
+from carla_policy.errors import InternalFailure, OutOfDistribution, RequestError, UnknownResource
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
-from carla_policy.policy import Decision
-from carla_policy.wire import ErrorAnswer, PredictAnswer, Prediction, check_media_type, parse_prediction
+from carla_policy.policy import Evaluation
+from carla_policy.resources import Resource, Resources
+from carla_policy.state import StateCodec
+from carla_policy.wire import MAX_DETAILS, Prediction, check_media_type, parse_prediction
 
 logger = logging.getLogger(__name__)
 
+INTERVENTIONS, OOD_OBSERVATIONS = COUNTERS = ("policy_interventions_total", "policy_ood_observations_total")
 
-Resource = Callable[[], Mapping[str, Any]]
-"""What answers a sub-resource."""
-
-WARM_VECTORS = 16
-"""As many as the tile and the just-in-time compiler need to be warm, few enough not to be felt by batch mates."""
+__all__ = ["COUNTERS", "Answer", "Batch", "Outcome", "PolicyService", "Request"]
 
 
 @dataclass(frozen=True)
@@ -46,25 +45,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A JSON body, a status, and headers whose values are plain ASCII."""
-
-    body: bytes
-    status: int = 200
-    phrase: str = "OK"
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a prediction came to: the decision, and the seed it took where it was stochastic."""
-
-    decision: Decision
-    deterministic: bool
-    seed: int
-
-
-@dataclass(frozen=True)
 class Batch:
     """Requests on their way: each `item` becomes, stage by stage, an outcome, a resource's content or an error.
 
@@ -76,19 +56,36 @@ class Batch:
     started: float
     stage_ms: Mapping[str, float]
 
+    def counts(self) -> Counter[tuple[str, str]]:
+        """By counter and kind: actions that the safety envelope changed, and observations unlike training."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for item in self.items:
+            if isinstance(item, Outcome):
+                counts.update((INTERVENTIONS, note.kind) for note in item.decision.interventions)
+                if item.novelty is not None and item.novelty.is_ood.any():
+                    counts[OOD_OBSERVATIONS, ""] += int(item.novelty.is_ood.sum())
+        return counts
+
 
 class PolicyService:
-    """Answers predictions and the sub-resources `healthz`, `metadata` and `warmup` of one loaded policy."""
+    """Answers predictions and the sub-resources of one loaded policy.
+
+    Holds nothing of a request; the circuit breaker, off unless the card wants one, is all that it remembers.
+    """
 
     def __init__(self, loaded: LoadedPolicy) -> None:
         self.loaded = loaded
         self._policy = loaded.policy
-        self._card = loaded.policy.card
-        self._resources: dict[str, Resource] = {
-            "healthz": self.health,
-            "metadata": self.metadata,
-            "warmup": self.warm_up,
-        }
+        card = loaded.policy.card
+        self._card = card
+        self._breaker = CircuitBreaker(card.safety.circuit_breaker)
+        self.state_codec = StateCodec(card.card_hash, card.recurrent.state_size) if card.recurrent else None
+        self._encoder = AnswerEncoder(card, self.state_codec)
+        self._resources = Resources(loaded, self._breaker)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """What is served: the card, and what this worker made of it."""
+        return self._resources.metadata()
 
     def parse(self, requests: Sequence[Request]) -> Batch:
         """First stage: each request's bytes to observations or to the error that it will be answered with."""
@@ -101,20 +98,27 @@ class PolicyService:
 
         Sub-resources come last, so that no prediction waits for them.
         """
-        predictions = [(index, item) for index, item in enumerate(batch.items) if isinstance(item, Prediction)]
         items = list(batch.items)
         timings = dict(batch.stage_ms)
-        if predictions:
+        asked: list[tuple[int, Prediction]] = []
+        for index, item in enumerate(items):
+            if isinstance(item, Prediction):
+                if self._breaker.allows(already_asked=bool(asked)):
+                    asked.append((index, item))
+                else:
+                    items[index] = self._guarded(self._rest, item)
+        if asked:
             try:
-                parameters = self._evaluate([prediction.observations for _, prediction in predictions], timings)
-                started = time.perf_counter()
-                for (index, prediction), own in zip(predictions, parameters, strict=True):
-                    items[index] = self._guarded(self._decide, prediction, own)
-                timings["decide"] = _ms_since(started)
+                evaluations = self._evaluate([prediction for _, prediction in asked], timings)
             except Exception:
-                logger.exception("a batch of %d predictions failed; trying each by itself", len(predictions))
-                for index, prediction in predictions:
+                logger.exception("the network failed on a batch of %d predictions; trying each by itself", len(asked))
+                for index, prediction in asked:
                     items[index] = self._guarded(self._predict_alone, prediction)
+            else:
+                started = time.perf_counter()
+                for (index, prediction), evaluation in zip(asked, evaluations, strict=True):
+                    items[index] = self._guarded(self._decide, prediction, evaluation)
+                timings["decide"] = _ms_since(started)
         for index, item in enumerate(items):
             if callable(item):
                 items[index] = self._guarded(item)
@@ -126,96 +130,90 @@ class PolicyService:
             self._encode_one(request, item, batch) for request, item in zip(batch.requests, batch.items, strict=True)
         ]
 
-    def health(self) -> Mapping[str, Any]:
-        """Replays one golden vector: `ok` means that this worker answers it now, as training did."""
-        golden = self.loaded.golden
-        decision = self._policy.act(golden.observations[:1])
-        expected = self._policy.decide(golden.deterministic_actions[:1])
-        difference = np.abs(decision.controls.astype(np.float64) - expected.controls)
-        if not (difference <= self._card.parity.atol).all():
-            raise InternalFailure("healthz: the first golden vector is not reproduced any more; restart this worker")
-        return {"status": "ok", "version": self._card.version, "gitSha": self._card.git_sha}
-
-    def metadata(self) -> Mapping[str, Any]:
-        """What is served: the card, and what this worker made of it."""
-        card, policy = self._card, self._policy
-        return {
-            "name": card.model_name,
-            "version": card.version,
-            "gitSha": card.git_sha,
-            "device": str(policy.runtime.device),
-            "inputShape": [card.observation.columns],
-            "actionSpace": {
-                "layout": list(CONTROLS),
-                "low": [0.0, 0.0, -1.0],
-                "high": [1.0, 1.0, 1.0],
-                "policy": card.action.model_dump(mode="json"),
-            },
-            "head": card.head.model_dump(mode="json"),
-            "safety": card.safety.model_dump(mode="json"),
-            "preprocessor": policy.preprocessor.form,
-            "selfTest": {
-                "vectors": len(self.loaded.golden),
-                "stages": [
-                    {
-                        "stage": parity.stage,
-                        "bitEqualShare": parity.bit_equal_share,
-                        "maxAbsDifference": parity.max_abs_difference,
-                        "maxUlp": parity.max_ulp,
-                    }
-                    for parity in self.loaded.parity
-                ],
-            },
-            "card": card.model_dump(mode="json"),
-        }
-
-    def warm_up(self) -> Mapping[str, Any]:
-        """Act on golden observations, so that nothing is done for the first time by a client's request.
-
-        A worker has replayed all golden vectors before it is ready; this is for one that has been idle since.
-        """
-        started = time.perf_counter()
-        observations = self.loaded.golden.observations[:WARM_VECTORS]
-        for deterministic in (True, False):
-            self._policy.act(observations, deterministic=deterministic)
-        return {
-            "status": "warm",
-            "version": self._card.version,
-            "vectors": len(observations),
-            "timingMs": _ms_since(started),
-        }
-
     def _parse_one(self, request: Request) -> Prediction | Resource:
         if not request.resource:
             check_media_type(request.content_type, request.content_encoding)
-            return parse_prediction(request.body, self._card)
-        if request.resource not in self._resources:
+            return parse_prediction(request.body, self._card, self.state_codec)
+        resources = self._resources.by_name
+        if request.resource not in resources:
             raise UnknownResource(
                 f"{request.resource[:80]!r} is no resource of {self._card.version}; "
-                f"there are {', '.join(self._resources)}, and predictions at the version itself"
+                f"there are {', '.join(resources)}, and predictions at the version itself"
             )
-        return self._resources[request.resource]
+        return resources[request.resource]
 
-    def _evaluate(self, observations: Sequence[FloatArray], timings: dict[str, float]) -> list[dict[str, FloatArray]]:
+    def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> list[Evaluation]:
         started = time.perf_counter()
-        features = self._policy.preprocessor(np.concatenate(observations))
+        observations = np.concatenate([prediction.observations for prediction in predictions])
+        features = self._policy.preprocessor(observations)
         timings["preprocess"] = _ms_since(started)
         started = time.perf_counter()
-        parameters = self._policy.evaluate(features)
+        states = [prediction.state for prediction in predictions if prediction.state is not None]
+        evaluation = self._policy.evaluate(observations, features, np.concatenate(states) if states else None)
         timings["infer"] = _ms_since(started)
-        ends = np.cumsum([len(rows) for rows in observations])
+        ends = np.cumsum([len(prediction.observations) for prediction in predictions])
         return [
-            {name: values[end - len(rows) : end] for name, values in parameters.items()}
-            for rows, end in zip(observations, ends, strict=True)
+            evaluation.rows(slice(end - len(prediction.observations), end))
+            for prediction, end in zip(predictions, ends, strict=True)
         ]
 
-    def _decide(self, prediction: Prediction, parameters: Mapping[str, FloatArray]) -> Outcome:
+    def _decide(self, prediction: Prediction, evaluation: Evaluation) -> Outcome:
+        self._refuse_novel(evaluation)
+        policy, deterministic = self._policy, prediction.deterministic
         seed = draw_seed() if prediction.seed is None else prediction.seed
-        actions = self._policy.select(parameters, deterministic=prediction.deterministic, seed=seed)
-        return Outcome(self._policy.decide(actions), prediction.deterministic, seed)
+        chosen = policy.choose(evaluation.parameters, deterministic=deterministic, seed=seed)
+        actions = policy.layout.bound(chosen)
+        for row in actions:
+            self._breaker.record(failed=not np.isfinite(row).all())
+        return Outcome(
+            decision=policy.decide(actions, evaluation),
+            deterministic=deterministic,
+            seed=seed,
+            novelty=evaluation.novelty,
+            next_state=evaluation.next_state,
+            log_probs=policy.head.log_prob(evaluation.parameters, chosen) if prediction.log_prob else None,
+        )
+
+    def _refuse_novel(self, evaluation: Evaluation) -> None:
+        novelty, spec = evaluation.novelty, self._card.ood
+        if novelty is None or spec is None or spec.action != "reject" or not novelty.is_ood.any():
+            return
+        notes = self._encoder.ood_notes(novelty)
+        findings = [
+            (
+                f"observations[{note['observation']}]",
+                f"unlike training: {', '.join(note['outside']) or 'the combination of its values'} "
+                f"(distance {note['distance']}, threshold {note['threshold']})",
+            )
+            for note in notes[:MAX_DETAILS]
+        ]
+        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+        raise OutOfDistribution(
+            f"{findings[0][0]}: {findings[0][1]}{more}",
+            [{"loc": loc, "msg": message, "type": "out_of_distribution"} for loc, message in findings],
+        )
 
     def _predict_alone(self, prediction: Prediction) -> Outcome:
-        return self._decide(prediction, self._evaluate([prediction.observations], {})[0])
+        try:
+            (evaluation,) = self._evaluate([prediction], {})
+        except Exception:
+            logger.exception("the network failed on a request; it gets the fallback action")
+            for _ in range(len(prediction.observations)):
+                self._breaker.record(failed=True)
+            return self._fall_back(prediction, "fallback")
+        return self._decide(prediction, evaluation)
+
+    def _rest(self, prediction: Prediction) -> Outcome:
+        return self._fall_back(prediction, "circuit_open")
+
+    def _fall_back(self, prediction: Prediction, kind: str) -> Outcome:
+        """The safe action; a recurrent policy's state goes back as it came."""
+        return Outcome(
+            decision=self._policy.fall_back(prediction.observations, kind),
+            deterministic=prediction.deterministic,
+            seed=draw_seed() if prediction.seed is None else prediction.seed,
+            next_state=prediction.state,
+        )
 
     def _guarded(self, step: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -227,37 +225,11 @@ class PolicyService:
             return InternalFailure("the service failed on this request; its log says why")
 
     def _encode_one(self, request: Request, item: Any, batch: Batch) -> Answer:
-        headers = {"x-policy-version": self._card.version}
         if isinstance(item, RequestError):
-            error: ErrorAnswer = {
-                "code": item.status,
-                "type": item.type,
-                "message": str(item),
-                "details": list(item.details),
-                "requestId": request.request_id,
-            }
-            return Answer(to_json(error), item.status, item.phrase, headers)
-        if not isinstance(item, Outcome):
-            return Answer(to_json(item), headers=headers)
-        rows = item.decision.controls.tolist()
-        total_ms = _ms_since(batch.started)
-        answer: PredictAnswer = {
-            "actions": [{"throttle": row[0], "brake": row[1], "steer": row[2]} for row in rows],
-            "version": self._card.version,
-            "timingMs": total_ms,
-            "deterministic": item.deterministic,
-        }
-        if not item.deterministic:
-            answer["seed"] = item.seed
-        if item.decision.interventions:
-            answer["interventions"] = [
-                {"observation": note.observation, "kind": note.kind} for note in item.decision.interventions
-            ]
-        stages = {**batch.stage_ms, "total": total_ms}
-        headers["server-timing"] = ", ".join(
-            f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
-        )
-        return Answer(to_json(answer), headers=headers)
+            return self._encoder.error(item, request.request_id)
+        if isinstance(item, Outcome):
+            return self._encoder.prediction(item, batch.stage_ms, _ms_since(batch.started))
+        return self._encoder.resource(item)
 
 
 def _ms_since(started: float) -> float:

@@ -1,9 +1,7 @@
-"""The wire: request and answer types, and the way from a request's bytes to arrays.
+"""From a request's bytes to arrays, or to the error that it is answered with.
 
-A request is `{"observations": [{"speed", "steering", "sensors"}], "deterministic", "seed"}`; an answer is
-`{"actions": [{"throttle", "brake", "steer"}], "version", "timingMs", "deterministic"}`, with `seed` when stochastic
-and `interventions` when the safety envelope changed something. Numbers are float32 on both sides: an observation is
-rounded to it on arrival, and an action is written so that reading it back gives the same float32.
+Numbers are float32 on both sides: an observation is rounded to it on arrival, and an action is written so that
+reading it back gives the same float32.
 """
 
 from __future__ import annotations
@@ -11,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, with_config
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict
 
 from carla_policy.card import ModelCard
 from carla_policy.errors import (
@@ -26,6 +23,7 @@ from carla_policy.errors import (
     InvalidEncoding,
     InvalidJson,
     InvalidOption,
+    InvalidState,
     OutOfRange,
     RequestError,
     SchemaMismatch,
@@ -33,69 +31,13 @@ from carla_policy.errors import (
     UnsupportedMediaType,
 )
 from carla_policy.golden import FloatArray
-from carla_policy.heads import SEED_BITS
+from carla_policy.messages import Observation, PredictRequest
+from carla_policy.state import StateCodec
 
 JSON_MEDIA_TYPE = "application/json"
 MAX_DETAILS = 10
 MAX_FINDINGS = 1_000
 """A body with more is refused without looking at each: that would take longer than reading it."""
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-@with_config(_STRICT)
-class Observation(TypedDict):
-    """What the vehicle senses, in the units of the version's model card."""
-
-    speed: float
-    steering: float
-    sensors: Annotated[list[float], FailFast()]
-
-
-@with_config(_STRICT)
-class PredictRequest(TypedDict):
-    """Body of a prediction."""
-
-    observations: Annotated[list[Observation], FailFast()]
-    deterministic: NotRequired[bool]
-    """The distribution's mode (true, the default) or a sample (false)."""
-    seed: NotRequired[Annotated[int, Field(ge=0, lt=2**SEED_BITS)]]
-    """Seed of a stochastic answer; one is drawn and echoed where none is given."""
-
-
-class Action(TypedDict):
-    """CARLA's `VehicleControl`: throttle and brake in [0, 1], steer in [-1, 1], positive to the right."""
-
-    throttle: Annotated[float, Field(ge=0.0, le=1.0)]
-    brake: Annotated[float, Field(ge=0.0, le=1.0)]
-    steer: Annotated[float, Field(ge=-1.0, le=1.0)]
-
-
-class InterventionNote(TypedDict):
-    """The action of observation number `observation` is not the policy's own: `kind` says what was done."""
-
-    observation: int
-    kind: str
-
-
-class PredictAnswer(TypedDict):
-    """Answer to a prediction: one action for each observation, in order."""
-
-    actions: list[Action]
-    version: str
-    timingMs: float
-    deterministic: bool
-    seed: NotRequired[int]
-    interventions: NotRequired[list[InterventionNote]]
-
-
-class ErrorAnswer(TypedDict):
-    """Body of every answer with a status of 400 or more that the handler gives."""
-
-    code: int
-    type: str
-    message: str
-    details: list[ErrorDetail]
-    requestId: str
 
 
 @dataclass(frozen=True)
@@ -103,8 +45,11 @@ class Prediction:
     """A valid prediction request: observations `[rows, 2 + sensors]` float32, and the options."""
 
     observations: FloatArray
-    deterministic: bool
-    seed: int | None
+    deterministic: bool = True
+    seed: int | None = None
+    log_prob: bool = False
+    state: FloatArray | None = None
+    """To a recurrent policy, `[rows, state_size]` float32."""
 
 
 _REQUEST = TypeAdapter(PredictRequest)
@@ -123,8 +68,11 @@ def check_media_type(content_type: str | None, content_encoding: str | None) -> 
         )
 
 
-def parse_prediction(body: bytes | bytearray, card: ModelCard) -> Prediction:
-    """The request in `body`, held against the card's layout and limits; a `RequestError` names every field at fault."""
+def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Prediction:
+    """The request in `body`, held against the card's layout and limits; a `RequestError` names every field at fault.
+
+    `codec` reads the state of a recurrent policy's requests.
+    """
     if not body.strip():
         raise EmptyBody("body: expected a JSON object with 'observations', got nothing; POST the request as the body")
     try:
@@ -138,7 +86,32 @@ def parse_prediction(body: bytes | bytearray, card: ModelCard) -> Prediction:
     if len(observations) > limit:
         message = f"expected at most {limit} observations, got {len(observations)}; split the request"
         raise BatchTooLarge.at("observations", message, "too_long")
-    return Prediction(_to_array(observations, card), request.get("deterministic", True), request.get("seed"))
+    return Prediction(
+        observations=_to_array(observations, card),
+        deterministic=request.get("deterministic", True),
+        seed=request.get("seed"),
+        log_prob=request.get("log_prob", False),
+        state=_to_state(request, codec),
+    )
+
+
+def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray | None:
+    token, starts, rows = request.get("state"), request.get("episode_start", False), len(request["observations"])
+    if codec is None:
+        if token is not None:
+            raise InvalidState.at("state", "this version keeps no state; leave it out", "unexpected")
+        return None
+    if isinstance(starts, list) and len(starts) != rows:
+        raise InvalidState.at("episode_start", f"expected a boolean, or one for each of {rows} observations", "length")
+    start = np.broadcast_to(np.array(starts, np.bool_), (rows,))
+    if start.all():
+        return np.zeros((rows, codec.state_size), np.float32)
+    if token is None:
+        message = "this version is recurrent: send the state of the last answer, or episode_start: true at the start"
+        raise InvalidState.at("state", message, "missing")
+    state = codec.decode(token, rows)
+    state[start] = 0.0
+    return state
 
 
 def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArray:
@@ -211,8 +184,10 @@ def _unreadable(body: bytes, reason: str) -> RequestError:
 
 def _class_of(error: ErrorDetails) -> type[RequestError]:
     loc = error["loc"]
-    if loc[:1] in (("deterministic",), ("seed",)) and error["type"] != "missing":
+    if loc[:1] in (("deterministic",), ("seed",), ("log_prob",)) and error["type"] != "missing":
         return InvalidOption
+    if loc[:1] in (("state",), ("episode_start",)):
+        return InvalidState
     if loc[2:3] == ("sensors",) and len(loc) == 4 and isinstance(error["input"], list):
         return ShapeMismatch
     return SchemaMismatch

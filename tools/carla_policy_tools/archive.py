@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from model_archiver.model_archiver import ModelArchiver
 from model_archiver.model_archiver_config import ModelArchiverConfig
 
-from carla_policy.card import ARTIFACT_FILES, CARD_FILE, GOLDEN_FILE, MODEL_FILE, PREPROCESSOR_FILE, ModelCard
+from carla_policy.card import ARTIFACT_FILES, CARD_FILE, ModelCard
 from carla_policy.digests import DIGESTS_FILE, directory_digests, dump_digests
 from carla_policy.errors import ArtifactError
 from carla_policy.integrity import verify_files
@@ -48,7 +48,7 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
             target = extra / module.relative_to(HANDLER_SOURCES)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(module, target)
-        for name in (CARD_FILE, PREPROCESSOR_FILE, GOLDEN_FILE):
+        for name in {CARD_FILE, *card.artifact_hashes} - {card.model_file}:
             shutil.copyfile(artifact / name, extra / name)
         if compiled is not None:
             compiled.save(extra / COMPILED_FILE)
@@ -59,7 +59,7 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
                     model_name=MODEL_NAME,
                     version=card.version,
                     handler=str(HANDLER_SOURCES / HANDLER_FILE),
-                    serialized_file=str(artifact / MODEL_FILE),
+                    serialized_file=str(artifact / card.model_file),
                     extra_files=str(extra),
                     config_file=str(CONFIG / CONFIG_FILE),
                     export_path=str(export),

@@ -13,18 +13,21 @@ from carla_policy.card import (
     ARTIFACT_FILES,
     CARD_FILE,
     CARD_HASH_KEY,
-    FLOAT_OF_YAML_1_2,
+    DIGESTS_KEY,
+    GOLDEN_FILE,
+    MODEL_FILES,
+    OOD_FILE,
     PREPROCESSOR_FILE,
     ModelCard,
     card_hash_line,
     load_card,
-    parse_yaml,
 )
 from carla_policy.digests import compare_digests, directory_digests, file_digest
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy, assemble
 from carla_policy.preprocessing import SklearnPreprocessor
 from carla_policy.safe_pickle import load_preprocessor_pickle
+from carla_policy.strict_yaml import FLOAT_OF_YAML_1_2, parse_yaml
 
 
 def verify_artifact(directory: Path) -> ModelCard:
@@ -43,7 +46,7 @@ def verify_artifact(directory: Path) -> ModelCard:
 
 
 def load_artifact(directory: Path) -> LoadedPolicy:
-    """The policy in an artifact directory, not yet packed; its preprocessor is scikit-learn's own."""
+    """The policy in an artifact directory, not yet packed; its preprocessor is the one that training left."""
     card = verify_artifact(directory)
     return assemble(directory, card, load_training_preprocessor(directory, card))
 
@@ -51,7 +54,8 @@ def load_artifact(directory: Path) -> LoadedPolicy:
 def load_training_preprocessor(directory: Path, card: ModelCard) -> SklearnPreprocessor:
     """The preprocessor exactly as training left it, opened through the allow-list."""
     transformer = load_preprocessor_pickle(directory / PREPROCESSOR_FILE)
-    training = SklearnPreprocessor(transformer, np.dtype(card.preprocessor.input_dtype))
+    spec = card.preprocessor
+    training = SklearnPreprocessor(transformer, np.dtype(spec.input_dtype), spec.columns)
     try:
         training(np.zeros((1, card.observation.columns), np.float32))
     except Exception as error:  # whatever an unfitted or foreign transformer runs into
@@ -62,16 +66,41 @@ def load_training_preprocessor(directory: Path, card: ModelCard) -> SklearnPrepr
 
 
 def write_card(directory: Path, content: dict[str, Any]) -> ModelCard:
-    """Write `model_card.yaml` with the digests of the files in `directory`, unless it could not be read back."""
-    content = {key: value for key, value in content.items() if key not in ("artifact_hashes", CARD_HASH_KEY)}
-    missing = sorted(name for name in ARTIFACT_FILES if not (directory / name).is_file())
-    if missing:
-        raise ArtifactError(f"{directory}: {', '.join(missing)} missing: an artifact is {sorted(ARTIFACT_FILES)}")
-    strangers = sorted(path.name for path in directory.iterdir() if path.name not in ARTIFACT_FILES | {CARD_FILE})
-    if strangers:
+    """Write `model_card.yaml` of `content` with the digests of the files in `directory`; see `seal_text`."""
+    content = {key: value for key, value in content.items() if key not in (DIGESTS_KEY, CARD_HASH_KEY)}
+    return seal_text(directory, card_text(content))
+
+
+def card_text(content: dict[str, Any]) -> str:
+    """`content` as a card spells it."""
+    return yaml.dump(content, Dumper=_CardDumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def seal(directory: Path) -> ModelCard:
+    """Recompute the digests in an existing card, after an edit that was meant; comments and layout stay."""
+    try:
+        text = (directory / CARD_FILE).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{CARD_FILE}: not UTF-8: {error.reason} at byte {error.start}") from None
+    content = parse_yaml(text.encode(), CARD_FILE)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{CARD_FILE}: expected keys and values, got {type(content).__name__}")
+    return seal_text(directory, _without_digests(text))
+
+
+def seal_text(directory: Path, text: str) -> ModelCard:
+    """Write a card of `text` and the digests of the files in `directory`, unless it could not be read back."""
+    present = {path.name for path in directory.iterdir()} - {CARD_FILE}
+    required = {PREPROCESSOR_FILE, GOLDEN_FILE, *(present & set(MODEL_FILES) or {MODEL_FILES[0]})}
+    if missing := sorted(required - present):
+        raise ArtifactError(
+            f"{directory}: {', '.join(missing)} missing: an artifact is one of {', '.join(MODEL_FILES)}, "
+            f"{PREPROCESSOR_FILE}, {GOLDEN_FILE}, and {OOD_FILE} where the card has a section ood"
+        )
+    if strangers := sorted(present - ARTIFACT_FILES):
         raise ArtifactError(f"{directory}: {', '.join(strangers)}: no part of an artifact; remove it")
-    content["artifact_hashes"] = {name: file_digest(directory / name) for name in sorted(ARTIFACT_FILES)}
-    body = yaml.dump(content, Dumper=_CardDumper, sort_keys=False, width=110, allow_unicode=True).encode()
+    digests = {name: file_digest(directory / name) for name in sorted(present)}
+    body = (text.rstrip("\n") + "\n" + card_text({DIGESTS_KEY: digests})).encode()
     with tempfile.TemporaryDirectory(dir=directory, prefix=".card-") as scratch:
         candidate = Path(scratch, CARD_FILE)
         candidate.write_bytes(body + card_hash_line(body))
@@ -80,12 +109,15 @@ def write_card(directory: Path, content: dict[str, Any]) -> ModelCard:
     return card
 
 
-def seal(directory: Path) -> ModelCard:
-    """Recompute the digests in an existing card, after an edit that was meant."""
-    content = parse_yaml((directory / CARD_FILE).read_bytes(), CARD_FILE)
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{CARD_FILE}: expected keys and values, got {type(content).__name__}")
-    return write_card(directory, content)
+def _without_digests(text: str) -> str:
+    """The card's own text: every top-level block but the digests, which stand at its end."""
+    kept, skipping = [], False
+    for line in text.splitlines():
+        if line[:1] not in ("", " ", "\t", "#", "-"):
+            skipping = line.partition(":")[0].strip("'\" ") in (DIGESTS_KEY, CARD_HASH_KEY)
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 class _CardDumper(yaml.SafeDumper):

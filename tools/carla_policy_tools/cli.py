@@ -13,19 +13,19 @@ from typing import Annotated, Any
 
 import requests
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from carla_policy.errors import ArtifactError
 from carla_policy.version import parse_version
 from carla_policy_tools.configuration import choose_ports, load_profile
+from carla_policy_tools.console import err, out, parity_table, print_json
+from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.paths import MODEL_STORE, archive_name, naming
 from carla_policy_tools.torchserve import ServerError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(export_app, name="export")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Store = Annotated[Path, typer.Option("--store", help="Directory of the archives.")]
@@ -58,7 +58,7 @@ def build(
         if not as_json:
             _print_verification(results[-1], "unchanged" if result.unchanged else "built")
     if as_json:
-        _print_json({"builds": results})
+        print_json({"builds": results})
 
 
 @app.command()
@@ -79,7 +79,7 @@ def verify(
         if not as_json:
             _print_verification(results[-1], "verified")
     if as_json:
-        _print_json({"verified": results})
+        print_json({"verified": results})
 
 
 @app.command()
@@ -93,9 +93,34 @@ def seal(artifact: Annotated[Path, typer.Argument(help="Artifact directory.")], 
     with naming(artifact):
         card = seal_artifact(artifact)
     if as_json:
-        _print_json({"sealed": str(artifact), "version": card.version, "card_hash": card.card_hash})
+        print_json({"sealed": str(artifact), "version": card.version, "card_hash": card.card_hash})
     else:
         out.print(f"sealed {artifact} ({card.version})")
+
+
+@app.command()
+def init(
+    card: Annotated[Path, typer.Argument(help="File to write.")],
+    head: Annotated[str, typer.Option(help="What the network's outputs mean, such as gaussian or categorical.")],
+    sensors: Annotated[int, typer.Option(help="Numbers of the observation beside speed and steering.", min=0)],
+    layout: Annotated[str, typer.Option(help="Dimensions of a continuous action, in order.")] = "acceleration,steer",
+    state_size: Annotated[int, typer.Option(help="Numbers of a recurrent network's state.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a commented model card to fill in, for `export torch`, `onnx`, `torchscript` and `pt2`.
+
+    Example: `carla-policy init card.yaml --head gaussian --sensors 28 --layout throttle,brake,steer`
+    """
+    from carla_policy_tools.export.template import card_template
+
+    names = [part.strip() for part in layout.split(",")]
+    text = card_template(sensors=sensors, head=head, layout=names, state_size=state_size)
+    with card.open("x") as file:
+        file.write(text)
+    if as_json:
+        print_json({"card": str(card)})
+    else:
+        out.print(f"wrote {card}; replace what is marked with <-, then pass it to `carla-policy export ... --card`")
 
 
 @app.command()
@@ -138,7 +163,7 @@ def serve(
     def on_ready(server: TorchServe) -> None:
         status.stop()
         if as_json:
-            _print_json(serving.describe(deployment, server))
+            print_json(serving.describe(deployment, server))
             return
         observation = golden_observations(store / archive_name(deployment.promoted))[:1]
         out.print(f"ready: {', '.join(deployment.versions)}; promoted: {deployment.promoted}; profile: {profile}")
@@ -203,7 +228,7 @@ def predict(
         body = json.dumps(request).encode()
     answer = client.predict(url, asked, body)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     for action in answer["actions"]:
         out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
@@ -217,16 +242,8 @@ def _print_verification(result: dict[str, Any], verb: str) -> None:
         out.print(f"  preprocessor: scikit-learn in the worker, slower: {result['not_compiled']}")
     else:
         out.print(f"  preprocessor: {result['preprocessor']}")
-    table = Table("stage", "bit-equal to training", "largest difference", "ULP", box=None, padding=(0, 2))
-    for stage in result["stages"]:
-        share, difference = f"{stage['bitEqualShare']:.2%}", f"{stage['maxAbsDifference']:.3g}"
-        table.add_row(stage["stage"], share, difference, str(stage["maxUlp"]))
     out.print(f"  {result['vectors']} golden vectors replayed ({result['gate']}):")
-    out.print(table)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content), flush=True)
+    out.print(parity_table(result["stages"]))
 
 
 def main() -> None:

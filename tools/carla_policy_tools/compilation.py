@@ -22,12 +22,12 @@ class NotCompilable(Exception):
 
 def compile_preprocessor(training: SklearnPreprocessor, observations: FloatArray) -> CompiledPreprocessor:
     """The compiled form of `training`, proven on `observations` `[rows, columns]`; `NotCompilable` if there is none."""
-    columns, dtype = observations.shape[1], training.dtype
+    dtype, columns = training.dtype, len(training.columns or observations[0])
     steps = tuple(
         Step(operation, np.ascontiguousarray(np.broadcast_to(np.asarray(operand).astype(dtype), (columns,))))
         for operation, operand in _steps(training.transformer)
     )
-    compiled = CompiledPreprocessor(steps, dtype)
+    compiled = CompiledPreprocessor(steps, dtype, training.columns)
     expected, got = training(observations), compiled(observations)
     if expected.shape != got.shape:
         raise NotCompilable(f"compiled form gives shape {got.shape}, transform gives {expected.shape}")
@@ -78,6 +78,19 @@ def _max_abs_scaler(scaler: Any) -> StepList:
     return steps
 
 
+def _observation_normalizer(normalizer: Any) -> StepList:
+    steps: StepList = [("subtract", normalizer.mean), ("divide", normalizer.scale)]
+    if normalizer.clip is not None:
+        steps += [("maximum", np.asarray(-normalizer.clip)), ("minimum", np.asarray(normalizer.clip))]
+    return steps
+
+
+def _function_transformer(transformer: Any) -> StepList:
+    if transformer.func is not None:
+        raise NotCompilable("FunctionTransformer with a function has no element-wise form")
+    return []
+
+
 def _pipeline(pipeline: Any) -> StepList:
     return [step for _, transformer in pipeline.steps for step in _steps(transformer)]
 
@@ -87,5 +100,7 @@ _COMPILERS: dict[str, Callable[[Any], StepList]] = {
     "RobustScaler": _robust_scaler,
     "MinMaxScaler": _min_max_scaler,
     "MaxAbsScaler": _max_abs_scaler,
+    "ObservationNormalizer": _observation_normalizer,
+    "FunctionTransformer": _function_transformer,
     "Pipeline": _pipeline,
 }

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from carla_policy.card import parse_yaml
+from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
 
 LOOPBACK = "127.0.0.1"
@@ -100,6 +100,7 @@ def properties(
         "metrics_address": ports.url("metrics"),
         "grpc_inference_port": str(ports.grpc_inference),
         "grpc_management_port": str(ports.grpc_management),
+        "metrics_config": str(CONFIG / "metrics.yaml"),
         "model_store": str(store.resolve()),
         "model_snapshot": _snapshot(versions, promoted, profile),
     }

@@ -67,8 +67,8 @@ def _check_answers(service: Any) -> None:
     loaded = handler.service.loaded
     golden = loaded.golden
 
-    def ask(groups: list[Any]) -> list[list[dict[str, float]]]:
-        rows = [{"body": _request(group)} for group in groups]
+    def ask(golden: Any, groups: list[slice]) -> list[list[dict[str, float]]]:
+        rows = [{"body": _request(golden, group, handler.service.state_codec)} for group in groups]
         context.request_ids = {index: str(index) for index in range(len(rows))}
         context.request_processor = [RequestProcessor({"content-type": "application/json"}) for _ in rows]
         bodies = handler.handle(rows, context)
@@ -77,21 +77,29 @@ def _check_answers(service: Any) -> None:
             raise ValueError(f"golden observations were refused: {bodies[0].decode()[:300]}")
         return [json.loads(body)["actions"] for body in bodies]
 
-    limit = loaded.policy.card.inference.max_observations
-    slices = [golden.observations[start : start + limit] for start in range(0, len(golden), limit)]
-    together = [action for group in slices for action in ask([group])[0]]
-    alone = [actions[0] for actions in ask([row[None] for row in golden.observations])]
+    policy = loaded.policy
+    evaluation = policy.evaluate(golden.observations, policy.preprocessor(golden.observations), golden.states)
+    expected = policy.decide(golden.deterministic_actions, evaluation).controls
+    if policy.card.ood and policy.card.ood.action == "reject":
+        # What the card refuses is refused here too; the others must be answered.
+        golden, expected = golden.rows(~evaluation.novelty.is_ood), expected[~evaluation.novelty.is_ood]
+    limit = policy.card.inference.max_observations
+    slices = [slice(start, start + limit) for start in range(0, len(golden), limit)]
+    together = [action for group in slices for action in ask(golden, [group])[0]]
+    alone = [actions[0] for actions in ask(golden, [slice(row, row + 1) for row in range(len(golden))])]
     if together != alone:
         raise ValueError("the answer to an observation depends on what it is batched with")
-    expected = loaded.policy.decide(golden.deterministic_actions).controls
     got = np.array([[action["throttle"], action["brake"], action["steer"]] for action in together])
-    if not (np.abs(got - expected) <= loaded.policy.card.parity.atol).all():
+    if not (np.abs(got - expected) <= policy.card.parity.atol).all():
         raise ValueError("answers to the golden observations are not the golden actions")
 
 
-def _request(observations: Any) -> bytes:
-    rows = [{"speed": row[0], "steering": row[1], "sensors": row[2:]} for row in observations.tolist()]
-    return json.dumps({"observations": rows}).encode()
+def _request(golden: Any, group: slice, codec: Any) -> bytes:
+    rows = golden.observations[group].tolist()
+    body = {"observations": [{"speed": row[0], "steering": row[1], "sensors": row[2:]} for row in rows]}
+    if codec is not None:
+        body["state"] = codec.encode(golden.states[group])
+    return json.dumps(body).encode()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""From what became of a request to the bytes and headers of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import to_json
+
+from carla_policy.card import ModelCard
+from carla_policy.errors import RequestError
+from carla_policy.golden import FloatArray
+from carla_policy.messages import ErrorAnswer, OodNote, PredictAnswer
+from carla_policy.ood import Novelty
+from carla_policy.policy import Decision
+from carla_policy.state import StateCodec
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A JSON body, a status, and headers whose values are plain ASCII."""
+
+    body: bytes
+    status: int = 200
+    phrase: str = "OK"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a prediction came to: the decision, how it was taken, and what the client is told beside it."""
+
+    decision: Decision
+    deterministic: bool
+    seed: int
+    novelty: Novelty | None = None
+    next_state: FloatArray | None = None
+    log_probs: NDArray[np.float64] | None = None
+
+
+class AnswerEncoder:
+    """Writes the answers of one version."""
+
+    def __init__(self, card: ModelCard, codec: StateCodec | None) -> None:
+        self._card = card
+        self._codec = codec
+        self._headers = {"x-policy-version": card.version}
+
+    def error(self, error: RequestError, request_id: str) -> Answer:
+        body: ErrorAnswer = {
+            "code": error.status,
+            "type": error.type,
+            "message": str(error),
+            "details": list(error.details),
+            "requestId": request_id,
+        }
+        return Answer(to_json(body), error.status, error.phrase, self._headers)
+
+    def resource(self, content: Mapping[str, Any]) -> Answer:
+        return Answer(to_json(content), headers=self._headers)
+
+    def prediction(self, outcome: Outcome, stage_ms: Mapping[str, float], total_ms: float) -> Answer:
+        rows = outcome.decision.controls.tolist()
+        body: PredictAnswer = {
+            "actions": [{"throttle": row[0], "brake": row[1], "steer": row[2]} for row in rows],
+            "version": self._card.version,
+            "timingMs": total_ms,
+            "deterministic": outcome.deterministic,
+        }
+        if not outcome.deterministic:
+            body["seed"] = outcome.seed
+        if outcome.decision.interventions:
+            body["interventions"] = [
+                {"observation": note.observation, "kind": note.kind} for note in outcome.decision.interventions
+            ]
+        if outcome.novelty is not None and outcome.novelty.is_ood.any():
+            body["ood"] = self.ood_notes(outcome.novelty)
+        if outcome.log_probs is not None:
+            body["log_probs"] = [float(value) if np.isfinite(value) else None for value in outcome.log_probs]
+        if self._codec is not None and outcome.next_state is not None:
+            body["state"] = self._codec.encode(outcome.next_state)
+        stages = {**stage_ms, "total": total_ms}
+        timing = ", ".join(f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items())
+        return Answer(to_json(body), headers={**self._headers, "server-timing": timing})
+
+    def ood_notes(self, novelty: Novelty) -> list[OodNote]:
+        """One for each observation that is out of distribution."""
+        names, threshold = self._card.observation.names, self._card.ood.threshold if self._card.ood else 0.0
+        return [
+            {
+                "observation": int(row),
+                "outside": [names[column] for column in np.flatnonzero(novelty.outside[row])],
+                "distance": float(novelty.distance[row]) if np.isfinite(novelty.distance[row]) else None,
+                "threshold": threshold,
+            }
+            for row in np.flatnonzero(novelty.is_ood)
+        ]

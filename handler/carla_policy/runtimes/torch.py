@@ -1,0 +1,72 @@
+"""TorchScript (`model.pt`) and torch.export (`model.pt2`) on torch, on the GPU where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carla_policy.errors import ArtifactError
+from carla_policy.golden import FloatArray
+from carla_policy.runtimes.tiling import Runtime, Signature
+
+
+class TorchRuntime(Runtime):
+    def __init__(self, module: Callable[..., Any], signature: Signature, tile: int, device: torch.device) -> None:
+        super().__init__(signature, tile, str(device))
+        self.module = module
+        self._device = device
+
+    def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
+        with torch.inference_mode():
+            columns = [torch.from_numpy(part).to(self._device).split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
+            outputs = [_as_tuple(self.module(*tiles)) for tiles in zip(*columns, strict=True)]
+            return [torch.cat(parts).numpy(force=True) for parts in zip(*outputs, strict=True)]
+
+
+def select_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_torch(path: Path, signature: Signature, tile: int) -> TorchRuntime:
+    """Load the module in `path`; `ArtifactError` where it does not load and run."""
+    device = select_device()
+    kind, load = ("torch.export", _load_exported) if path.suffix == ".pt2" else ("TorchScript", _load_torchscript)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            runtime = TorchRuntime(load(path, device), signature, tile, device)
+            runtime.run(signature.zeros(tile))
+    except Exception as error:  # whatever a foreign file makes torch run into
+        raise ArtifactError(f"{path.name}: {_reason(kind, error, signature)}") from None
+    return runtime
+
+
+def _load_torchscript(path: Path, device: torch.device) -> Callable[..., Any]:
+    loaded = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+    frozen: Callable[..., Any] = torch.jit.freeze(loaded.eval())
+    return frozen
+
+
+def _load_exported(path: Path, device: torch.device) -> Callable[..., Any]:
+    from torch.export.passes import move_to_device_pass
+
+    program = torch.export.load(path)
+    return move_to_device_pass(program, device).module() if device.type != "cpu" else program.module()
+
+
+def _as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
+def _reason(kind: str, error: Exception, signature: Signature) -> str:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    inputs = ", ".join(f"{width} {name}" for name, width in signature.inputs.items())
+    advice = ""
+    if kind == "TorchScript" and ("constants.pkl" in str(error) or "zip archive" in str(error)):
+        advice = "; a state_dict or a pickled module is none: `carla-policy export torch` makes an artifact of it"
+    return f"does not load and run as {kind} on {inputs}: {text}{advice}"
