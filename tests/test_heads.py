@@ -222,13 +222,14 @@ def test_a_row_that_is_no_distribution_is_nan_and_leaves_the_others_alone(
 
 def test_row_without_a_distribution_has_no_log_probability_and_costs_its_mates_nothing() -> None:
     scores = np.array([[np.nan, 0.0], [0.0, 1.0]], np.float32)
-    for head in (CategoricalHead(), EpsilonGreedyHead(0.1)):
-        parameters = {head.parameter_names[0]: scores}
-        likely = head.log_prob(parameters, head.mode(parameters))
+    for discrete in map(head, DISCRETE):
+        parameters = {discrete.parameter_names[0]: scores}
+        likely = discrete.log_prob(parameters, discrete.mode(parameters))
         assert np.isnan(likely).tolist() == [True, False]
 
 
 def test_beta_s_log_probability_at_the_end_of_its_range_is_exact() -> None:
     one, two = np.ones((1, 1), np.float32), np.full((1, 1), 2.0, np.float32)
-    assert BetaHead().log_prob({"alpha": one, "beta": two}, np.zeros((1, 1), np.float32)) == pytest.approx(np.log(2))
-    assert BetaHead().log_prob({"alpha": two, "beta": one}, one) == pytest.approx(np.log(2))
+    zero = np.zeros((1, 1), np.float32)
+    assert head("beta").log_prob({"alpha": one, "beta": two}, zero) == pytest.approx(np.log(2))
+    assert head("beta").log_prob({"alpha": two, "beta": one}, one) == pytest.approx(np.log(2))

@@ -14,7 +14,7 @@ from carla_policy_tools.build import build
 from carla_policy_tools.paths import archive_name
 from tests.conftest import SHIPPED
 from tests.policy_contract import PolicyContract
-from tests.synthetic import make_artifact
+from tests.synthetic import HEADS, make_artifact
 
 
 @pytest.mark.parametrize("version", SHIPPED, scope="class")
@@ -45,3 +45,22 @@ class TestSyntheticPolicy(PolicyContract):
     def archive(cls, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = tmp_path_factory.mktemp("synthetic")
         return build(make_artifact(root, "v1.0.0", **SYNTHETIC[kind]), root).verification.archive  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "onnx", "pt2"], scope="class")
+@pytest.mark.parametrize("head", HEADS, scope="class")
+class TestEveryHeadInEveryRuntime(PolicyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def archive(cls, head: str, runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp("head")
+        return build(make_artifact(root, "v1.0.0", head=head, runtime=runtime), root).verification.archive
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "onnx", "pt2"], scope="class")
+class TestRecurrentPolicyInEveryRuntime(PolicyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def archive(cls, runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp("recurrent")
+        return build(make_artifact(root, "v1.0.0", recurrent=True, runtime=runtime), root).verification.archive

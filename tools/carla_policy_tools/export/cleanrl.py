@@ -24,6 +24,7 @@ from carla_policy.normalization import ObservationNormalizer
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.modules import ModuleSource, import_target, load_weights, read_weights
 from carla_policy_tools.export.source import ActionSpace
+from carla_policy_tools.export.spaces import flat_bounds
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 """Between which CleanRL's SAC maps the tanh of its last layer."""
@@ -188,8 +189,7 @@ def _spaces(
 ) -> tuple[FloatArray, FloatArray, ActionSpace]:
     unbounded = np.full(columns, np.inf, np.float32)
     made = env() if env is not None else None
-    seen = made.observation_space if made is not None else None
-    low, high = (-unbounded, unbounded) if seen is None else (seen.low.reshape(-1), seen.high.reshape(-1))
+    low, high = (-unbounded, unbounded) if made is None else flat_bounds(made.observation_space)
     none = np.zeros(0, np.float32)
     if algorithm.head["type"] in ("categorical", "epsilon_greedy"):
         last = [value for name, value in weights.items() if name.startswith(algorithm.owned) and value.ndim == 1][-1]

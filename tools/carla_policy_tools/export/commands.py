@@ -76,6 +76,28 @@ def cleanrl(
     )
 
 
+@command("rllib")
+def rllib(
+    checkpoint: Annotated[Path, typer.Argument(help="Directory of an Algorithm's checkpoint, or of an RLModule's.")],
+    default_connectors: Annotated[
+        bool,
+        typer.Option(
+            "--default-connectors", help="Of a lone RLModule: insist that there were no connectors but RLlib's."
+        ),
+    ] = False,
+    squashed: Annotated[
+        bool, typer.Option("--squashed", help="Of SAC: keep its distribution, whose mode is not RLlib's own choice.")
+    ] = False,
+) -> Source:
+    """RLlib's new API stack: PPO, SAC and DQN.
+
+    Example: `carla-policy export rllib checkpoint_000010 --env highway_env:racetrack-v1`
+    """
+    from carla_policy_tools.export.rllib import load_rllib
+
+    return load_rllib(checkpoint, default_connectors=default_connectors, squashed=squashed)
+
+
 @command("torch")
 def torch(
     target: Annotated[str, typer.Argument(help="What makes the module: `package.module:factory`, `file.py:factory`.")],

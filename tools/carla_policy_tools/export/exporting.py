@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from carla_policy.card import GOLDEN_FILE, OOD_FILE, PREPROCESSOR_FILE
+from carla_policy.errors import ArtifactError
 from carla_policy.golden import MIN_ROWS
+from carla_policy.loading import LoadedPolicy
 from carla_policy.selftest import StageParity
 from carla_policy_tools.artifact import load_artifact, write_card
 from carla_policy_tools.export.actions import describe_action
@@ -116,7 +118,7 @@ def export(
         directory.mkdir()
         _write(directory, source, choices, golden, novelty)
         write_card(directory, content)
-        loaded = load_artifact(directory)
+        loaded = _load(directory, choices)
         loop = compare(source, loaded.policy, columns, env) if env is not None else None
         directory.rename(target)
     card = loaded.policy.card
@@ -132,6 +134,19 @@ def export(
         closed_loop=loop,
         ood=card.ood.model_dump(mode="json") if card.ood else None,
     )
+
+
+def _load(directory: Path, choices: Choices) -> LoadedPolicy:
+    """The new artifact, once it has reproduced its golden vectors."""
+    try:
+        return load_artifact(directory)
+    except ArtifactError as error:
+        if choices.runtime in (None, "torchscript"):
+            raise
+        raise ArtifactError(
+            f"{error}. {choices.runtime} rounds differently from the framework itself: --runtime torchscript does not, "
+            "or accept the difference with parity.atol in a --card"
+        ) from None
 
 
 def _fit_novelty(source: Source, rollouts: Rollouts, assumptions: list[str]) -> FittedNovelty | None:

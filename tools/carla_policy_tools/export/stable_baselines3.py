@@ -5,12 +5,6 @@ Loading a checkpoint runs code that is pickled inside it: export only what you o
 
 from __future__ import annotations
 
-import base64
-import json
-import pickle
-import pickletools
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -23,31 +17,14 @@ from sklearn.preprocessing import FunctionTransformer
 from carla_policy.golden import FloatArray
 from carla_policy.normalization import ObservationNormalizer
 from carla_policy_tools.export.errors import ExportError
+from carla_policy_tools.export.sb3_checkpoint import algorithm_of, load_model, load_statistics, read_data
 from carla_policy_tools.export.sb3_networks import make_network
 from carla_policy_tools.export.source import ActionSpace, Prediction, Source
+from carla_policy_tools.export.spaces import flat_bounds
 from carla_policy_tools.export.training_traces import find_trace_of_normalization, normalised_inputs
 
-ALGORITHMS = {
-    "ppo": "stable_baselines3",
-    "a2c": "stable_baselines3",
-    "sac": "stable_baselines3",
-    "td3": "stable_baselines3",
-    "ddpg": "stable_baselines3",
-    "dqn": "stable_baselines3",
-    "recurrentppo": "sb3_contrib",
-    "trpo": "sb3_contrib",
-    "tqc": "sb3_contrib",
-    "qrdqn": "sb3_contrib",
-}
-CLASS_NAMES = {"recurrentppo": "RecurrentPPO"}
-OF_POLICY_CLASS = {
-    "RecurrentActorCriticPolicy": "recurrentppo",
-    "SACPolicy": "sac",
-    "TD3Policy": "td3",
-    "DQNPolicy": "dqn",
-    "TQCPolicy": "tqc",
-    "QRDQNPolicy": "qrdqn",
-}
+PLAUSIBLE_ROOM = 2.0
+"""Widths of the observed range that training may have gone beyond it."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +37,29 @@ class Sb3Source(Source):
     """Whether normalisation needs no more guessing: statistics are here, or the user insists that there are none."""
 
     def check_observations(self, observations: FloatArray) -> None:
+        if self.statistics is not None and self.statistics.norm_obs:
+            self._check_statistics(observations)
         if not self.settled and normalised_inputs(self.model, observations):
             raise _missing_statistics(
                 "the checkpoint", "its optimiser saw inputs of unit scale, which these observations are not"
+            )
+
+    def _check_statistics(self, observations: FloatArray) -> None:
+        """The last observation that the model keeps, as it was before normalisation, must be one of this world."""
+        seen = self.model._last_obs
+        if seen is None:
+            return
+        low, high = observations.min(axis=0), observations.max(axis=0)
+        room = PLAUSIBLE_ROOM * (high - low)
+        raw = self.statistics.unnormalize_obs(np.array(seen)).reshape(len(seen), -1)
+        known = (room > 0.0) & (np.abs(seen.reshape(len(seen), -1)) < self.statistics.clip_obs)
+        beyond = np.argwhere(known & ((raw < low - room) | (raw > high + room)))
+        if len(beyond):
+            row, column = beyond[0]
+            raise ExportError(
+                "--vecnormalize: not the statistics that this model was trained with: by them its last observation had "
+                f"{raw[row, column]:.4g} in column {column}, where the observations here lie between {low[column]:.4g} "
+                f"and {high[column]:.4g}; pass those saved together with the model"
             )
 
     def features(self, observations: FloatArray) -> FloatArray:
@@ -148,17 +145,15 @@ def load_sb3(
     """
     if vecnormalize and preprocessor is not None:
         raise ExportError("a model sees observations through VecNormalize or through a preprocessor, not both")
-    data = _read_data(path)
-    name = _algorithm(path, data, algorithm)
-    model = _load_model(path, name)
+    data = read_data(path)
+    name = algorithm_of(path, data, algorithm)
+    model = load_model(path, name)
     space = model.observation_space
-    low, high = _flat_bounds(space)
-    statistics = _load_statistics(vecnormalize, space.shape) if vecnormalize else None
+    low, high = flat_bounds(space)
+    statistics = load_statistics(vecnormalize, space.shape) if vecnormalize else None
     insisted = statistics is not None or preprocessor is not None or without_normalization
     if not insisted and (trace := find_trace_of_normalization(path, model)):
         raise _missing_statistics(str(path), trace)
-    if statistics is not None:
-        _check_statistics_fit(path, model, statistics, vecnormalize)
     head, action = _head_and_action(model)
     lstm = getattr(model.policy, "lstm_hidden_state_shape", None)
     return Sb3Source(
@@ -179,90 +174,6 @@ def load_sb3(
         statistics=statistics,
         settled=insisted,
     )
-
-
-def _read_data(path: Path) -> Mapping[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return dict(json.loads(archive.read("data")))
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError):
-        raise ExportError(f"{path}: no model of stable-baselines3; expected what model.save(...) writes") from None
-
-
-def _algorithm(path: Path, data: Mapping[str, Any], wanted: str | None) -> str:
-    """What the checkpoint is, from the policy class and the settings that it names; nothing is unpickled."""
-    if wanted is not None:
-        name = wanted.lower().replace("-", "").replace("_", "")
-        if name not in ALGORITHMS:
-            raise ExportError(f"algorithm {wanted!r}: expected one of {', '.join(ALGORITHMS)}")
-        return name
-    pickled = base64.b64decode(data.get("policy_class", {}).get(":serialized:", ""))
-    names = {argument for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)}
-    words = {word for name in names for word in name.split()}
-    for policy, name in OF_POLICY_CLASS.items():
-        if policy in words:
-            return name
-    if {"ActorCriticPolicy", "ActorCriticCnnPolicy"} & words:
-        return "trpo" if "cg_max_steps" in data else "ppo" if "n_epochs" in data else "a2c"
-    raise ExportError(
-        f"{path}: its policy class {sorted(words)} tells no algorithm; name it with --algorithm "
-        f"({', '.join(ALGORITHMS)})"
-    )
-
-
-def _load_model(path: Path, name: str) -> Any:
-    try:
-        module = __import__(ALGORITHMS[name])
-    except ImportError as error:
-        raise ExportError(f"{error.name} is not installed: pip install 'carla-policy-serving[sb3]'") from None
-    algorithm = getattr(module, CLASS_NAMES.get(name, name.upper()))
-    # What only training needs and other versions cannot always unpickle; and no replay buffer of a million rows.
-    replaced = {"learning_rate": 0.0, "lr_schedule": _zero, "clip_range": _zero, "buffer_size": 1}
-    try:
-        model = algorithm.load(path, device="cpu", custom_objects=replaced)
-    except Exception as error:  # whatever a foreign or incompatible checkpoint makes the framework run into
-        raise ExportError(f"{path}: does not load as {name.upper()}: {type(error).__name__}: {error}") from None
-    model.policy.set_training_mode(False)
-    return model
-
-
-def _zero(_: float) -> float:
-    return 0.0
-
-
-def _flat_bounds(space: Any) -> tuple[FloatArray, FloatArray]:
-    from gymnasium.spaces import Box
-
-    if not isinstance(space, Box) or space.dtype not in (np.float32, np.float64):
-        raise ExportError(
-            f"observation space {space}: expected a Box of floating-point numbers; a policy that sees images or a "
-            "dictionary cannot be asked with speed, steering and sensors"
-        )
-    return _finite_or_infinite(space.low), _finite_or_infinite(space.high)
-
-
-def _finite_or_infinite(bounds: Any) -> FloatArray:
-    flat = np.asarray(bounds, np.float64).reshape(-1)
-    return np.where(np.abs(flat) > 1e30, np.sign(flat) * np.inf, flat).astype(np.float32)
-
-
-def _load_statistics(path: Path, shape: tuple[int, ...]) -> Any:
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    try:
-        statistics = pickle.loads(path.read_bytes())
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # whatever a broken pickle runs into
-        raise ExportError(f"{path}: not what VecNormalize.save(...) writes: {type(error).__name__}: {error}") from None
-    if not isinstance(statistics, VecNormalize):
-        raise ExportError(f"{path}: expected a saved VecNormalize, got {type(statistics).__name__}")
-    if statistics.norm_obs and getattr(statistics.obs_rms, "mean", np.zeros(0)).shape != shape:
-        raise ExportError(f"{path}: statistics of other observations than the model's, which have the shape {shape}")
-    statistics.training = False
-    return statistics
 
 
 def _transformer(statistics: Any) -> Any:
@@ -306,16 +217,3 @@ def _missing_statistics(subject: str, trace: str) -> ExportError:
         "observations than in training; pass the file that VecNormalize.save(...) wrote with --vecnormalize, or "
         "--no-vecnormalize if the observations really were not normalised"
     )
-
-
-def _check_statistics_fit(path: Path, model: Any, statistics: Any, file: Path | None) -> None:
-    """The last observation that an on-policy model keeps, normalised by `statistics`, must be what it saw."""
-    raw, seen = getattr(model, "_last_original_obs", None), model._last_obs
-    if raw is None or seen is None or hasattr(model, "replay_buffer") or not statistics.norm_obs:
-        return
-    difference = np.abs(statistics.normalize_obs(raw) - seen).max()
-    if not difference <= 1.0:
-        raise ExportError(
-            f"{file}: not the statistics that {path.name} was trained with: its last observation differs by "
-            f"{difference:.3g} standard deviations after normalisation; pass those saved together with the model"
-        )
