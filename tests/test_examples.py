@@ -1,9 +1,9 @@
-"""The training side for real: train for a moment with stable-baselines3, record, build, and hold against `predict`."""
+"""The training side for real: train for a moment with stable-baselines3, export, build, and hold against `predict`."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +11,19 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 
 from carla_policy.loading import LoadedPolicy, load_policy
+from carla_policy.safe_pickle import load_preprocessor_pickle
+from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.archive import unpack
-from carla_policy_tools.artifact import load_artifact
 from carla_policy_tools.build import build
-from examples.racetrack import record as recording
+from carla_policy_tools.export import exporting
+from carla_policy_tools.export.stable_baselines3 import load_sb3
+from carla_policy_tools.paths import PROJECT
 from examples.racetrack.driving_env import OBSERVATION_LAYOUT, RAY_RANGE_M, DrivingEnv
 from examples.racetrack.evaluate import FIRST_SEED, act_of, drive
 from examples.racetrack.train import explore, scale, train
 from tests.conftest import ARTIFACTS, SHIPPED
 
+EXAMPLES = PROJECT / "examples"
 COLUMN = {field.name: number for number, field in enumerate(OBSERVATION_LAYOUT)}
 
 
@@ -70,50 +74,54 @@ def test_brakes_stop_the_car_and_do_not_reverse_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PPO, LoadedPolicy, LoadedPolicy, Path]:
-    """A checkpoint trained for a moment, its artifact as recorded, and the policy as an archive carries it."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[PPO, Any, LoadedPolicy]:
+    """A checkpoint trained for a moment, its scaler, and the policy as the README's export and build leave it."""
     root = tmp_path_factory.mktemp("training")
     train(root / "run", steps=512, checkpoint_every=10_000, envs=1, seed=1, exploration_steps=400)
     checkpoint = max((root / "run").glob("ppo_*_steps.zip"))
+    scaler = load_preprocessor_pickle(root / "run" / "preprocessor.pkl")
+    card = parse_yaml((EXAMPLES / "racetrack" / "card.yaml").read_bytes(), "card.yaml")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "GOLDEN_EPISODES", 12)
-        patch.setattr(recording, "GOLDEN_ROWS", 256)
-        patch.setattr(recording, "EVALUATION_EPISODES", 2)
-        artifact = recording.record(checkpoint, "v0.0.1", root, "trained for a moment")
-    unpack(build(artifact, root / "store").verification.archive, root / "unpacked")
-    return PPO.load(checkpoint, device="cpu"), load_artifact(artifact), load_policy(root / "unpacked"), root
+        patch.setattr(exporting, "ROLLOUT_ROWS", 400)
+        patch.setattr(exporting, "ROLLOUT_EPISODES", 4)
+        artifact = exporting.export(
+            load_sb3(checkpoint, preprocessor=scaler),
+            exporting.Choices("v0.0.1", root, overlay=card),
+            env=DrivingEnv,
+            recorded=None,
+            progress=lambda *_: None,
+        )
+    assert artifact.closed_loop is not None
+    assert artifact.closed_loop.same_trajectories
+    unpack(build(artifact.directory, root / "store").verification.archive, root / "unpacked")
+    return PPO.load(checkpoint, device="cpu"), scaler, load_policy(root / "unpacked")
 
 
-def test_served_policy_predicts_what_the_checkpoint_predicts(
-    recorded: tuple[PPO, LoadedPolicy, LoadedPolicy, Path],
-) -> None:
+def test_served_policy_predicts_what_the_checkpoint_predicts(exported: tuple[PPO, Any, LoadedPolicy]) -> None:
     """On observations that no golden vector holds, bit for bit."""
-    model, in_training, served, _ = recorded
+    model, scaler, served = exported
     observations = explore(200, seed=99)
-    features = scale(in_training.policy.preprocessor.transformer, observations)  # type: ignore[attr-defined]
-    expected = np.stack([model.predict(row, deterministic=True)[0] for row in features])
+    expected = np.stack([model.predict(row, deterministic=True)[0] for row in scale(scaler, observations)])
     evaluation = served.policy.evaluate(observations, served.policy.preprocessor(observations))
     got = served.policy.select(evaluation.parameters, deterministic=True, seed=0)
     assert got.tobytes() == expected.tobytes()
 
 
-def test_recorded_card_tells_where_the_policy_comes_from(
-    recorded: tuple[PPO, LoadedPolicy, LoadedPolicy, Path],
-) -> None:
-    _, _, served, root = recorded
+def test_exported_card_tells_where_the_policy_comes_from(exported: tuple[PPO, Any, LoadedPolicy]) -> None:
+    model, _, served = exported
     card = served.policy.card
-    training = json.loads((root / "run" / "training.json").read_text())
-    assert card.framework_versions == training["versions"]
-    assert card.performance_metrics["training_steps"] == 2048
-    assert card.performance_metrics["episodes"] == 2
+    assert card.framework_versions["stable-baselines3"] == version("stable-baselines3")
+    assert card.performance_metrics["training_steps"] == model.num_timesteps == 2048
+    assert card.observation.names == tuple(field.name for field in OBSERVATION_LAYOUT)
     assert all(field.seen is not None and field.seen[0] >= field.low for field in card.observation.fields)
+    assert card.safety.steer_rate is not None
 
 
 def test_shipped_policies_drive_as_their_cards_say() -> None:
     """The first seeded episodes of the evaluation, driven by the packaged policies: the later version drives better."""
     results = {}
-    for version in SHIPPED:
-        results[version] = drive(act_of(ARTIFACTS / version), episodes=2, description=f"{version} from {FIRST_SEED}")
+    for name in SHIPPED:
+        results[name] = drive(act_of(ARTIFACTS / name), episodes=2, description=f"{name} from {FIRST_SEED}")
     first, latest = results[SHIPPED[0]], results[SHIPPED[-1]]
     assert latest["completed"] == 2
     assert latest["mean_return"] > first["mean_return"]

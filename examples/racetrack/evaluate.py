@@ -54,12 +54,12 @@ def drive(act: Act, *, episodes: int, description: str) -> dict[str, float | int
 
 
 def act_of(artifact: Path) -> Act:
+    """What leaves the packaged policy for the vehicle, safety envelope included."""
     policy = load_artifact(artifact).policy
 
     def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        evaluation = policy.evaluate(observation[None], policy.preprocessor(observation[None]))
-        action: NDArray[np.float32] = policy.select(evaluation.parameters, deterministic=True, seed=0)[0]
-        return action
+        throttle, brake, steer = policy.act(observation[None]).controls[0]
+        return np.array([throttle - brake, steer], np.float32)
 
     return act
 

@@ -2,7 +2,7 @@
 
 Every stage is compared with what the training side recorded: features, head parameters, deterministic actions and
 seeded samples, a recurrent policy's next state, and the controls behind the safety envelope. A difference beyond the
-card's `parity.atol` fails, naming the vector, the field, what was expected and what came. So does a row whose bits
+card's `parity.atol`, or its multiple by numbers beyond 1, fails, naming the vector, the field, what was expected and what came. So does a row whose bits
 depend on its place in a batch, by however little. Below `parity.atol` the share of bit-equal values and the largest
 difference are reported, so that another processor's rounding shows and does not block.
 """
@@ -101,7 +101,7 @@ def _compare(
     if got.shape != expected.shape:
         raise ArtifactError(f"{GOLDEN_FILE}: {stage}: expected shape {expected.shape}, got {got.shape}")
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    beyond = np.argwhere(~(difference <= atol))
+    beyond = np.argwhere(~(difference <= atol * np.maximum(1.0, np.abs(expected.astype(np.float64)))))
     if len(beyond):
         row, column = (int(position) for position in beyond[0])
         field = f"{stage}.{columns[column]}" if columns else f"{stage}[{column}]"

@@ -285,7 +285,10 @@ class RecurrentSpec(Section):
 
 class ParitySpec(Section):
     atol: Annotated[float, Field(ge=0.0, le=1e-3)] = 1e-6
-    """Largest difference from the training side's numbers at which the version may still go live."""
+    """Largest difference from the training side's numbers at which the version may still go live.
+
+    Of numbers beyond 1 it is a share: float32 has seven digits.
+    """
 
 
 class InferenceSpec(Section):

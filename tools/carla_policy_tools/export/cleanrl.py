@@ -22,7 +22,8 @@ from sklearn.preprocessing import FunctionTransformer
 from carla_policy.golden import FloatArray
 from carla_policy.normalization import ObservationNormalizer
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.modules import ModuleSource, import_target, load_weights, read_weights
+from carla_policy_tools.export.imports import import_target
+from carla_policy_tools.export.modules import ModuleSource, load_weights, read_weights
 from carla_policy_tools.export.source import ActionSpace
 from carla_policy_tools.export.spaces import flat_bounds
 

@@ -63,7 +63,7 @@ class WireColumns:
             if column is None:
                 bounds, occurred = UNSEEN[name], UNSEEN[name]
             else:
-                first, last = float(seen[column, 0]), float(seen[column, 1])
+                first, last = (float(f"{end:.6g}") for end in seen[column])
                 room = HEADROOM * max(last - first, 0.1)
                 lowest = float(low[column]) if np.isfinite(low[column]) else float(np.floor(first - room))
                 highest = float(high[column]) if np.isfinite(high[column]) else float(np.ceil(last + room))

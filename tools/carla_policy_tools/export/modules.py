@@ -6,8 +6,6 @@ action does to the vehicle, a model card must say: `carla-policy init` writes on
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +25,7 @@ from carla_policy.heads import make_head
 from carla_policy.specs import ActionSpec, ContinuousActionSpec, HeadSpec, ObservationSpec
 from carla_policy_tools.export import reference
 from carla_policy_tools.export.errors import ExportError
+from carla_policy_tools.export.imports import import_target
 from carla_policy_tools.export.source import ActionSpace, Prediction, Source
 
 Forward = Callable[..., tuple[FloatArray, ...]]
@@ -117,28 +116,6 @@ def load_file(path: Path, *, card: Mapping[str, Any], preprocessor: Any) -> Modu
             f"{path}: does not load: {reason}; weights alone (a state_dict) go in by `carla-policy export torch`"
         ) from None
     return _source(path, forward, f"network of {path.name}", card, preprocessor)
-
-
-def import_target(target: str) -> Callable[..., Any]:
-    """What `package.module:name` or `file.py:name` names."""
-    module_name, _, name = target.rpartition(":")
-    if not module_name:
-        raise ExportError(f"{target}: expected package.module:name or file.py:name")
-    try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's own code
-        raise ExportError(f"{target}: cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ExportError(f"{target}: {module_name} has no function or class {name}")
-    return found  # type: ignore[no-any-return]
 
 
 def read_weights(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from carla_policy.golden import FloatArray
 from carla_policy_tools.export.errors import ExportError
+from carla_policy_tools.export.imports import import_module
 from carla_policy_tools.export.source import Source
 
 MAX_STEPS = 2_000
@@ -40,20 +40,13 @@ def make_env(name: str, arguments: str = "{}") -> Callable[[], Any]:
         keywords = json.loads(arguments)
     except ValueError as error:
         raise ExportError(f"--env-arguments: expected a JSON object, got {arguments!r:.80}: {error}") from None
-    module_name, _, rest = name.partition(":")
-    factory: Callable[..., Any] | None = None
-    if rest:
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ExportError(f"--env {name}: module {module_name} cannot be imported: {error}") from None
-        factory = getattr(module, rest, None)
-        if factory is None:
-            name = rest
+    module_name, _, rest = name.rpartition(":")
+    factory = getattr(import_module(module_name), rest, None) if module_name else None
+    env_id = rest if module_name else name
 
     def make() -> Any:
         try:
-            return factory(**keywords) if factory else gymnasium.make(name, **keywords)
+            return factory(**keywords) if factory else gymnasium.make(env_id, **keywords)
         except gymnasium.error.Error as error:
             raise ExportError(
                 f"--env {name}: {error}; for an environment of your own name its module too, as `module:id` where the "
