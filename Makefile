@@ -12,7 +12,7 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build rebuild serve test check fix lock clean
+.PHONY: help setup trainers build rebuild serve test check fix lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -27,6 +27,9 @@ $(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt
 	touch $@
 
 setup: $(VENV)/serve.stamp  ## Create .venv with what serving needs
+
+trainers: $(VENV)/serve.stamp  ## Add what exporting policies needs: stable-baselines3, ONNX, Gymnasium, highway-env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[onnx,sb3,train]'
 
 build: setup  ## Build and verify an archive of each artifact
 	$(BIN)/carla-policy build $(ARTIFACTS)

@@ -31,7 +31,7 @@ def start_once(store: Path, profile: str) -> tuple[float, float, int]:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())
             ready_s = time.perf_counter() - started
-            observation = golden_observations(store / archive_name(ready["promoted"]))[:1]
+            observation = golden_observations(store / archive_name(ready["promoted"]))[0][:1]
             predict(ready["inference"], None, json.dumps(request_body(observation)).encode())
             return ready_s, time.perf_counter() - started, len(ready["versions"])
         finally:

@@ -55,7 +55,7 @@ def test_ci_calls_the_readme_s_commands() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     verbs = set(re.findall(r"`carla-policy (\w+)", README))
-    assert verbs == {"build", "verify", "serve", "predict", "seal"}
+    assert verbs == {"export", "init", "build", "verify", "serve", "predict", "seal"}
     for verb in verbs:
         subprocess.run([*COMMAND, verb, "--help"], capture_output=True, timeout=60, check=True)
 
@@ -75,7 +75,7 @@ def test_resources_of_the_readme_answer(server: ServeProcess) -> None:
     resources = re.findall(r"`…/carla_policy/<version>/(\w+)`", README)
     assert len(resources) == 3
     for resource in resources:
-        assert server.get("v0.2.0", resource).status_code == 200
+        assert server.get("v0.3.0", resource).status_code == 200
 
 
 def test_links_and_paths_of_the_documents_exist() -> None:

@@ -2,9 +2,10 @@
 
 Every stage is compared with what the training side recorded: features, head parameters, deterministic actions and
 seeded samples, a recurrent policy's next state, and the controls behind the safety envelope. A difference beyond the
-card's `parity.atol`, or its multiple by numbers beyond 1, fails, naming the vector, the field, what was expected and what came. So does a row whose bits
-depend on its place in a batch, by however little. Below `parity.atol` the share of bit-equal values and the largest
-difference are reported, so that another processor's rounding shows and does not block.
+card's `parity.atol` (times the number itself where that is beyond 1) fails, naming the vector, the field, what was
+expected and what came. So does a row whose bits depend on its place in a batch, by however little. Below `parity.atol`
+the share of bit-equal values and the largest difference are reported, so that another processor's rounding shows and
+does not block.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def serve(
     Example: `carla-policy serve --promote v0.1.0 --port 9080`
     """
     from carla_policy_tools import serving
-    from carla_policy_tools.client import curl_command, golden_observations
+    from carla_policy_tools.client import curl_command, golden_observations, request_body
     from carla_policy_tools.torchserve import TorchServe
 
     deployment = serving.choose_versions(store, versions or (), promote)
@@ -165,13 +165,14 @@ def serve(
         if as_json:
             print_json(serving.describe(deployment, server))
             return
-        observation = golden_observations(store / archive_name(deployment.promoted))[:1]
+        observations, recurrent = golden_observations(store / archive_name(deployment.promoted))
+        request = request_body(observations[:1], episode_start=recurrent)
         out.print(f"ready: {', '.join(deployment.versions)}; promoted: {deployment.promoted}; profile: {profile}")
         for kind in ("inference", "management", "metrics"):
             out.print(f"  {kind:<11}{ports.url(kind)}")
         out.print(f"  logs       {server.log_file}")
         out.print("try:")
-        out.print(curl_command(ports.url("inference"), deployment.promoted, observation), markup=False)
+        out.print(curl_command(ports.url("inference"), deployment.promoted, request), markup=False)
         out.print("stop with Ctrl-C")
 
     def on_trouble(reason: str) -> None:
@@ -220,11 +221,13 @@ def predict(
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     else:
         source = store / archive_name(asked or client.promoted_version(url))
-        observations = client.golden_observations(source)
+        observations, recurrent = client.golden_observations(source)
         row = golden or 0
         if row >= len(observations):
             raise ValueError(f"--golden {row}: {source.name} has the observations 0 to {len(observations) - 1}")
-        request = client.request_body(observations[row : row + 1], deterministic=not stochastic, seed=seed)
+        request = client.request_body(
+            observations[row : row + 1], deterministic=not stochastic, seed=seed, episode_start=recurrent
+        )
         body = json.dumps(request).encode()
     answer = client.predict(url, asked, body)
     if as_json:

@@ -34,13 +34,20 @@ def prediction_url(base: str, version: str | None) -> str:
     return f"{base.rstrip('/')}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
 
 
-def request_body(observations: FloatArray, *, deterministic: bool = True, seed: int | None = None) -> dict[str, Any]:
-    """The request for `observations` `[rows, 2 + sensors]`; each number reads back as the same float32."""
+def request_body(
+    observations: FloatArray, *, deterministic: bool = True, seed: int | None = None, episode_start: bool = False
+) -> dict[str, Any]:
+    """The request for `observations` `[rows, 2 + sensors]`; each number reads back as the same float32.
+
+    `episode_start` begins the episode of a recurrent policy.
+    """
     rows = [[float(str(value)) for value in row] for row in observations]
     body: dict[str, Any] = {
         "observations": [{"speed": row[0], "steering": row[1], "sensors": row[2:]} for row in rows],
         "deterministic": deterministic,
     }
+    if episode_start:
+        body["episode_start"] = True
     return body if seed is None else {**body, "seed": seed}
 
 
@@ -68,8 +75,8 @@ def promoted_version(base: str) -> str:
     return version
 
 
-def golden_observations(archive: Path) -> FloatArray:
-    """The observations `[rows, 2 + sensors]` of the golden vectors in an archive."""
+def golden_observations(archive: Path) -> tuple[FloatArray, bool]:
+    """The observations `[rows, 2 + sensors]` of the golden vectors in an archive, and whether it is recurrent."""
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no archive to take a golden observation from; build it, or send a --file")
     try:
@@ -78,14 +85,15 @@ def golden_observations(archive: Path) -> FloatArray:
             np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,
         ):
             observations: FloatArray = golden["observations"]
+            recurrent = "states" in golden.files
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
         raise ArtifactError(f"{archive}: holds no golden observations that can be read: {error}") from None
-    return observations
+    return observations, recurrent
 
 
-def curl_command(base: str, version: str, observation: FloatArray) -> str:
-    """A request to paste: `observation` `[1, 2 + sensors]`, asked of `version`."""
-    body = json.dumps(request_body(observation), separators=(",", ":"))
+def curl_command(base: str, version: str, request: Mapping[str, Any]) -> str:
+    """`request`, asked of `version`, as a command to paste."""
+    body = json.dumps(request, separators=(",", ":"))
     return f"curl -X POST {prediction_url(base, version)} -H 'Content-Type: application/json' -d '{body}'"
 
 
