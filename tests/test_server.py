@@ -164,7 +164,8 @@ def test_forgotten_content_type_is_explained(server: ServeProcess) -> None:
 @pytest.mark.parametrize("version", SHIPPED)
 def test_sub_resources(server: ServeProcess, version: str) -> None:
     health = server.get(version, "healthz").json()
-    assert health == {"status": "ok", "version": version, "gitSha": health["gitSha"]}
+    circuit = "closed" if version == LATEST else "off"
+    assert health == {"status": "ok", "version": version, "gitSha": health["gitSha"], "circuit": circuit}
     assert len(health["gitSha"]) == 40
     metadata = server.get(version, "metadata").json()
     assert (metadata["name"], metadata["version"], metadata["device"]) == ("carla_policy", version, "cpu")

@@ -133,7 +133,7 @@ def test_request_that_breaks_the_network_gets_the_fallback_action_alone(syntheti
 def test_resources(service: PolicyService) -> None:
     requests = [Request(b"", resource=name) for name in ("healthz", "warmup", "metadata", "nothing")]
     health, warm, metadata, unknown = service.encode(service.infer(service.parse(requests)))
-    assert json.loads(health.body) == {"status": "ok", "version": "v1.0.0", "gitSha": "0" * 40}
+    assert json.loads(health.body) == {"status": "ok", "version": "v1.0.0", "gitSha": "0" * 40, "circuit": "off"}
     assert json.loads(warm.body)["status"] == "warm"
     assert json.loads(metadata.body) == service.metadata()
     assert unknown.status == 404

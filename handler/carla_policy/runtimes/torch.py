@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
 from carla_policy.runtimes.tiling import Runtime, Signature
+
+DEVICE_VARIABLE = "CARLA_POLICY_DEVICE"
 
 
 class TorchRuntime(Runtime):
@@ -28,8 +32,13 @@ class TorchRuntime(Runtime):
 
 
 def select_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one, else the CPU, unless the environment names one of them."""
+    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ArtifactError(f"{DEVICE_VARIABLE}={wanted}: expected auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError(f"{DEVICE_VARIABLE}=cuda: torch finds no CUDA device here")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_torch(path: Path, signature: Signature, tile: int) -> TorchRuntime:
@@ -55,8 +64,24 @@ def _load_torchscript(path: Path, device: torch.device) -> Callable[..., Any]:
 def _load_exported(path: Path, device: torch.device) -> Callable[..., Any]:
     from torch.export.passes import move_to_device_pass
 
-    program = torch.export.load(path)
+    with _tensors_only():
+        program = torch.export.load(path)
     return move_to_device_pass(program, device).module() if device.type != "cpu" else program.module()
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torch.export falls back to unpickling weights that are more than tensors; here that is an error."""
+    load = torch.load
+
+    def load_tensors(*arguments: Any, **options: Any) -> Any:
+        return load(*arguments, **{**options, "weights_only": True})
+
+    torch.load = load_tensors
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def _as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:

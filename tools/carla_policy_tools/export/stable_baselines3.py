@@ -66,7 +66,8 @@ class Sb3Source(Source):
         if self.statistics is None:
             transformed = self.transformer.transform(observations.astype(self.input_dtype))
             return np.asarray(transformed, np.float32)
-        return np.asarray(self.statistics.normalize_obs(observations), np.float32)
+        shaped = observations.reshape(-1, *self.model.observation_space.shape)
+        return np.asarray(self.statistics.normalize_obs(shaped), np.float32).reshape(len(observations), -1)
 
     def parameters(self, features: FloatArray, state: FloatArray | None) -> dict[str, FloatArray]:
         rows = torch.from_numpy(features[None].reshape(1, *self.model.observation_space.shape))
