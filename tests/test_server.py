@@ -206,3 +206,24 @@ def run_threads(client: Callable[[int], None]) -> None:
 
 def worker_pids(server: ServeProcess) -> list[int]:
     return sorted(p.pid for p in server.descendants() if "model_service_worker.py" in " ".join(p.cmdline()))
+
+
+def test_what_the_envelope_changes_is_answered_and_counted(server: ServeProcess, golden: dict[str, np.ndarray]) -> None:
+    """The shipped card's limits, in a situation that no training brought: full lock at 20 m/s."""
+    row = golden["observations"][:1].copy()
+    row[0, :2] = 20.0, 1.0
+    answer = ask(server, LATEST, row)
+    kinds = [note["kind"] for note in answer["interventions"]]
+    assert {"speed_cap", "steer_rate"} <= set(kinds)
+    assert answer["actions"][0]["throttle"] == 0.0
+    assert answer["actions"][0]["brake"] >= np.float32(0.3)
+    assert answer["actions"][0]["steer"] >= np.float32(0.6)
+    assert answer["ood"][0]["outside"] == ["speed", "steering"]
+    wanted = {
+        f'policy_interventions_total{{ModelName="carla_policy",model_version="{LATEST}",kind="{k}"' for k in kinds
+    }
+    for _ in range(100):
+        page = requests.get(f"{server.ready['metrics']}/metrics", timeout=10).text
+        if all(series in page for series in wanted):
+            break
+    assert all(series in page for series in wanted), page

@@ -62,9 +62,12 @@ class Shared:
         Path | None, typer.Option(help="Of a discrete action: YAML or JSON list of {throttle, brake, steer}.")
     ] = None
     speed_column: Annotated[
-        str, typer.Option(help="Column of the observation that is the speed, or `none` if the policy does not see it.")
-    ] = "0"
-    steering_column: Annotated[str, typer.Option(help="As --speed-column, for the steering.")] = "1"
+        str | None,
+        typer.Option(help="Column of the observation that is the speed, 0 by default; `none` if it is not there."),
+    ] = None
+    steering_column: Annotated[str | None, typer.Option(help="As --speed-column, for the steering; 1 by default.")] = (
+        None
+    )
     card: Annotated[
         Path | None,
         typer.Option(help="YAML with keys of the model card that take precedence, see `carla-policy init`."),
@@ -124,8 +127,9 @@ def _export(make: Callable[..., Source], shared: Shared) -> None:
         runtime=shared.runtime,
         layout=tuple(part.strip() for part in shared.layout.split(",")) if shared.layout else (),
         table=read_document(shared.table, "--table", list) if shared.table else (),
-        speed_column=_column("--speed-column", shared.speed_column),
-        steering_column=_column("--steering-column", shared.steering_column),
+        speed_column=_column("--speed-column", shared.speed_column, 0),
+        steering_column=_column("--steering-column", shared.steering_column, 1),
+        columns_known=None not in (shared.speed_column, shared.steering_column) or "observation" in overlay,
         ood=shared.ood,
         overlay=overlay,
     )
@@ -157,11 +161,11 @@ def read_document(path: Path, option: str, kind: type[Any]) -> Any:
     return document
 
 
-def _column(option: str, text: str) -> int | None:
-    if text.lower() == "none":
+def _column(option: str, text: str | None, default: int) -> int | None:
+    if text is not None and text.lower() == "none":
         return None
     try:
-        return int(text)
+        return default if text is None else int(text)
     except ValueError:
         raise typer.BadParameter(f"expected a column's number or `none`, got {text!r}", param_hint=option) from None
 

@@ -48,6 +48,8 @@ class Choices:
     table: Sequence[Mapping[str, float]] = ()
     speed_column: int | None = 0
     steering_column: int | None = 1
+    columns_known: bool = False
+    """Whether the user said which columns speed and steering are."""
     ood: bool = True
     overlay: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +88,11 @@ def export(
     assumptions: list[str] = []
     columns = WireColumns.of(source.columns, choices.speed_column, choices.steering_column)
     action = describe_action(source, choices.layout, choices.table, choices.overlay.get("action"), assumptions)
+    if not choices.columns_known:
+        sent = f"columns {choices.speed_column} and {choices.steering_column} of the observation"
+        assumptions.append(
+            f"speed and steering are {sent}; if they are not, say so with --speed-column and --steering-column"
+        )
     if env is not None:
         rollouts = roll_out(
             source,
