@@ -15,7 +15,8 @@ from carla_policy.safe_pickle import load_preprocessor_pickle
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import build
-from carla_policy_tools.export import exporting
+from carla_policy_tools.export.environments import Environment
+from carla_policy_tools.export.exporting import Choices, export
 from carla_policy_tools.export.stable_baselines3 import load_sb3
 from carla_policy_tools.paths import PROJECT
 from examples.racetrack.driving_env import OBSERVATION_LAYOUT, RAY_RANGE_M, DrivingEnv
@@ -81,16 +82,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[PPO, Any, Loaded
     checkpoint = max((root / "run").glob("ppo_*_steps.zip"))
     scaler = load_preprocessor_pickle(root / "run" / "preprocessor.pkl")
     card = parse_yaml((EXAMPLES / "racetrack" / "card.yaml").read_bytes(), "card.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "ROLLOUT_ROWS", 400)
-        patch.setattr(exporting, "ROLLOUT_EPISODES", 4)
-        artifact = exporting.export(
-            load_sb3(checkpoint, preprocessor=scaler),
-            exporting.Choices("v0.0.1", root, overlay=card),
-            env=DrivingEnv,
-            recorded=None,
-            progress=lambda *_: None,
-        )
+    artifact = export(
+        load_sb3(checkpoint, preprocessor=scaler),
+        Choices("v0.0.1", root, steps=400, overlay=card),
+        env=lambda: Environment(DrivingEnv(), "--env DrivingEnv"),
+        recorded=None,
+        progress=lambda *_: None,
+    )
     assert artifact.closed_loop is not None
     assert artifact.closed_loop.same_trajectories
     unpack(build(artifact.directory, root / "store").verification.archive, root / "unpacked")

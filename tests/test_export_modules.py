@@ -15,6 +15,7 @@ import torch
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.artifact import load_artifact
 from carla_policy_tools.export.cleanrl import load_cleanrl
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.exporting import Choices, export
 from carla_policy_tools.export.modules import load_file, load_module
@@ -103,18 +104,20 @@ def test_cleanrl_agent_acts_as_its_own_script(script: Path, tmp_path: Path, name
     torch.save(agent.state_dict(), weights)
     mean, var = np.array([10.0, 0.0, 0.1, 0.0, 50.0]), np.array([9.0, 0.3, 1.0, 0.01, 400.0])
     np.savez(normalizer, mean=mean, var=var)
+
+    def make() -> Environment:
+        return Environment(LaneEnv(discrete=discrete, bounds=bounds), "--env LaneEnv")
+
     source = load_cleanrl(
         weights,
         agent=f"{script}:{name}" if own_script else None,
         normalizer=normalizer if name == "Ppo" else None,
         without_normalizer=False,
-        env=lambda: LaneEnv(discrete=discrete, bounds=bounds),
+        env=make,
         card={},
     )
     choices = Choices("v1.0.0", tmp_path / "artifacts", table=STEERS if discrete else (), layout=())
-    result = export(
-        source, choices, env=lambda: LaneEnv(discrete=discrete, bounds=bounds), recorded=None, progress=quiet
-    )
+    result = export(source, choices, env=make, recorded=None, progress=quiet)
     rows = fresh_observations()
     seen = torch.from_numpy(rows)
     with torch.no_grad():
@@ -135,7 +138,8 @@ def test_cleanrl_agent_acts_as_its_own_script(script: Path, tmp_path: Path, name
 def test_cleanrl_refusals_say_what_to_do(script: Path, tmp_path: Path) -> None:
     agent, weights = agent_of(script, "Ppo", discrete=False, bounds=1.0), tmp_path / "agent.pt"
     torch.save(agent.state_dict(), weights)
-    given: dict[str, Any] = {"agent": None, "normalizer": None, "without_normalizer": False, "env": LaneEnv, "card": {}}
+    given: dict[str, Any] = {"agent": None, "normalizer": None, "without_normalizer": False, "card": {}}
+    given["env"] = lambda: Environment(LaneEnv(), "--env LaneEnv")
     with pytest.raises(
         ExportError, match=r"does not save the statistics; save them .*--normalizer, or --no-normalizer"
     ):

@@ -14,7 +14,7 @@ import pytest
 from carla_policy.golden import FloatArray
 from carla_policy.policy import Policy
 from carla_policy_tools.artifact import load_artifact
-from carla_policy_tools.export import exporting
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.exporting import Choices, export
 from carla_policy_tools.export.rllib import RllibSource, load_rllib
@@ -126,14 +126,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     ray.shutdown()
 
 
-def _export(source: RllibSource, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    monkeypatch.setattr(exporting, "ROLLOUT_ROWS", 600)
+def _export(source: RllibSource, artifacts: Path) -> Policy:
     discrete = source.action.choices > 0
-    choices = Choices("v1.0.0", artifacts, table=TABLE if discrete else ())
+    choices = Choices("v1.0.0", artifacts, steps=600, table=TABLE if discrete else ())
     result = export(
         source,
         choices,
-        env=lambda: Road({"choices": source.action.choices}),
+        env=lambda: Environment(Road({"choices": source.action.choices}), "--env Road"),
         recorded=None,
         progress=lambda *_: None,
     )
@@ -163,13 +162,12 @@ def _served(policy: Policy, observations: FloatArray, *, seed: int | None = None
 def test_serves_the_actions_that_rllib_s_own_env_runner_takes(
     trained: Callable[[str], Trained],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kind: str,
     head: str,
     bounding: str | None,
 ) -> None:
     source = load_rllib(trained(kind).path)
-    policy = _export(source, tmp_path, monkeypatch)
+    policy = _export(source, tmp_path)
     assert policy.card.head.type == head
     assert getattr(policy.card.action, "bounding", None) == bounding
     steps = trained(kind).own_steps()
@@ -182,12 +180,12 @@ def test_serves_the_actions_that_rllib_s_own_env_runner_takes(
 
 @pytest.mark.parametrize(("kind", "squashed"), [("ppo", False), ("clip", False), ("filter", False), ("sac", True)])
 def test_samples_what_rllib_s_distribution_and_unsquashing_make_of_the_same_noise(
-    trained: Callable[[str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, squashed: bool
+    trained: Callable[[str], Trained], tmp_path: Path, kind: str, squashed: bool
 ) -> None:
     import torch
     from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
-    policy = _export(load_rllib(trained(kind).path, squashed=squashed), tmp_path, monkeypatch)
+    policy = _export(load_rllib(trained(kind).path, squashed=squashed), tmp_path)
     module = trained(kind).algorithm.get_module()
     space = module.action_space
     treat = clip_action if kind == "clip" else unsquash_action

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,8 @@ from carla_policy.loading import LoadedPolicy
 from carla_policy.service import PolicyService, Request
 from carla_policy_tools.artifact import load_artifact
 from carla_policy_tools.client import request_body
-from carla_policy_tools.export import exporting, stable_baselines3
+from carla_policy_tools.export import stable_baselines3
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.exporting import Choices, Export, export
 from carla_policy_tools.export.rollouts import Rollouts
@@ -49,11 +51,6 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _short_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "ROLLOUT_ROWS", 600)
-
-
 def train(directory: Path, algorithm: Any, options: dict[str, Any], env: dict[str, Any], *, normalize: bool) -> Any:
     """A model and its statistics, trained for a moment and saved as their users save them."""
     vectorized: Any = DummyVecEnv([lambda: LaneEnv(**env)])
@@ -68,10 +65,16 @@ def train(directory: Path, algorithm: Any, options: dict[str, Any], env: dict[st
 
 
 def exported(root: Path, source: Any, env: Callable[[], Any] | None = LaneEnv, **choices: Any) -> Export:
-    defaults: dict[str, Any] = {"version": "v1.0.0", "artifacts": root, "layout": ("acceleration", "steer")}
+    defaults: dict[str, Any] = {
+        "version": "v1.0.0",
+        "artifacts": root,
+        "layout": ("acceleration", "steer"),
+        "steps": 600,
+    }
     if source.action.choices:
         defaults |= {"layout": (), "table": TABLE}
-    return export(source, Choices(**(defaults | choices)), env=env, recorded=None, progress=lambda *_: None)
+    made = None if env is None else lambda: Environment(env(), "--env LaneEnv")
+    return export(source, Choices(**(defaults | choices)), env=made, recorded=None, progress=lambda *_: None)
 
 
 def served(loaded: LoadedPolicy, observations: Any, **options: Any) -> dict[str, Any]:
@@ -201,7 +204,7 @@ class TestRefusal:
 
     @pytest.mark.parametrize("name", ["ppo_normalized", "sac_normalized"])
     def test_checkpoint_without_its_statistics(self, models: Path, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ExportError, match=r"was trained with VecNormalize .*--vecnormalize, or --no-vecnormalize"):
+        with pytest.raises(ExportError, match=r"trained with VecNormalize .*--vecnormalize; or --no-vecnormalize"):
             exported(tmp_path, load_sb3(models / name / "model.zip"))
         assert list(tmp_path.iterdir()) == []
         insisting = load_sb3(models / name / "model.zip", without_normalization=True)
@@ -222,9 +225,10 @@ class TestRefusal:
         env: Any = VecNormalize(DummyVecEnv([LaneEnv]))
         env.obs_rms.mean = env.obs_rms.mean + 100.0
         env.save(tmp_path / "other.pkl")
-        source = load_sb3(models / "ppo_normalized" / "model.zip", vecnormalize=tmp_path / "other.pkl")
-        with pytest.raises(ExportError, match=r"not the statistics that this model was trained with.*in column 0"):
-            exported(tmp_path / "artifacts", source)
+        with pytest.raises(ExportError, match="not the statistics that this model was trained with"):
+            load_sb3(models / "sac_normalized" / "model.zip", vecnormalize=tmp_path / "other.pkl")
+        with pytest.raises(ExportError, match="this model was trained without VecNormalize"):
+            load_sb3(models / "ppo" / "model.zip", vecnormalize=tmp_path / "other.pkl")
         env = VecNormalize(DummyVecEnv([partial(LaneEnv, columns=7)]))
         env.save(tmp_path / "wide.pkl")
         with pytest.raises(ExportError, match="statistics of other observations"):
@@ -296,7 +300,7 @@ class TestRefusal:
             def reset(self, **_: Any) -> Any:
                 return super().reset(seed=None)
 
-        with pytest.raises(ExportError, match="begin differently; an environment must follow its seed"):
+        with pytest.raises(ExportError, match=r"begin differently, .*recorded instead, see --observations"):
             exported(tmp_path, load_sb3(models / "ppo" / "model.zip"), Moody)
         assert list(tmp_path.iterdir()) == []
 
@@ -315,13 +319,54 @@ def test_speed_and_steering_are_taken_from_where_the_policy_has_them(tmp_path: P
         assert loaded.policy.card.observation.columns == wire.shape[1]
 
 
-def test_false_positives_of_the_ood_check_are_measured_and_strange_observations_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "ROLLOUT_ROWS", 5_000)
+def test_observation_of_two_dimensions_is_sent_flat(tmp_path: Path) -> None:
+    """highway-env's kinematics are a table of vehicles, which VecNormalize keeps in its shape."""
+
+    class Table(gym.ObservationWrapper[Any, Any, Any]):
+        def __init__(self) -> None:
+            super().__init__(LaneEnv(columns=6))
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape=(2, 3), dtype=np.float32)
+
+        def observation(self, observation: Any) -> Any:
+            return observation.reshape(2, 3)
+
+    env = VecNormalize(DummyVecEnv([Table]))
+    model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY)
+    model.learn(64)
+    model.save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "statistics.pkl"))
+    source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
+    loaded = load_artifact(exported(tmp_path, source, Table).directory)
+    rows = np.concatenate([fresh_observations(), np.zeros((200, 1), np.float32)], axis=1)
+    actions = np.stack([model.predict(env.normalize_obs(row.reshape(2, 3)), deterministic=True)[0] for row in rows])
+    got = np.array([list(action.values()) for action in served(loaded, rows)["actions"]])
+    assert np.abs(got[:, 0] - got[:, 1] - actions[:, 0]).max() <= 1e-6
+    assert np.abs(got[:, 2] - actions[:, 1]).max() <= 1e-6
+
+
+def test_float64_observations_are_rounded_on_the_wire_and_the_user_is_told(tmp_path: Path) -> None:
+    class Far(gym.ObservationWrapper[Any, Any, Any]):
+        def __init__(self) -> None:
+            super().__init__(LaneEnv())
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape=(5,), dtype=np.float64)
+
+        def observation(self, observation: Any) -> Any:
+            return observation.astype(np.float64) + np.pi * 1e3
+
+    env = VecNormalize(DummyVecEnv([Far]))
+    model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY)
+    model.learn(64)
+    model.save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "statistics.pkl"))
+    source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
+    told = [line for line in exported(tmp_path, source, Far).assumptions if "observes float64" in line]
+    assert len(told) == 1
+
+
+def test_false_positives_of_the_ood_check_are_measured_and_strange_observations_found(tmp_path: Path) -> None:
     train(tmp_path, PPO, ON_POLICY, {}, normalize=True)
     source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
-    loaded = load_artifact(exported(tmp_path, source).directory)
+    loaded = load_artifact(exported(tmp_path, source, steps=5_000).directory)
     ood = loaded.policy.card.ood
     assert ood is not None
     assert ood.held_out_rows >= 500

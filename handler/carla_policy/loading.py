@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from carla_policy.actions import ActionLayout, make_layout
-from carla_policy.card import GOLDEN_FILE, OOD_FILE, PREPROCESSOR_FILE, ModelCard
+from carla_policy.card import CARD_FILE, GOLDEN_FILE, OOD_FILE, PREPROCESSOR_FILE, ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import GoldenVectors, load_golden
 from carla_policy.heads import Head, make_head
@@ -43,6 +45,7 @@ def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> Lo
     """Put a policy together from verified files in `directory` and replay its golden vectors."""
     head, layout = _head_and_layout(card)
     golden = load_card_golden(directory, card)
+    _check_bounds(card, golden)
     width = preprocessor(golden.observations[:1]).shape[1]
     if width != golden.features.shape[1]:
         raise ArtifactError(
@@ -58,6 +61,19 @@ def assemble(directory: Path, card: ModelCard, preprocessor: Preprocessor) -> Lo
         detector=load_detector(directory / OOD_FILE, card.ood, card, width) if card.ood else None,
     )
     return LoadedPolicy(policy, golden, replay(policy, golden))
+
+
+def _check_bounds(card: ModelCard, golden: GoldenVectors) -> None:
+    """A card whose bounds exclude real observations would have requests refused that training knows."""
+    low, high = card.observation.bounds
+    outside = np.argwhere(~((golden.observations >= low) & (golden.observations <= high)))
+    if len(outside):
+        row, column = outside[0]
+        field = card.observation.fields[column]
+        raise ArtifactError(
+            f"{CARD_FILE}: observation.fields.{column}: {field.name} must lie within [{field.low}, {field.high}], but "
+            f"golden vector {row} has {golden.observations[row, column]}; widen low and high"
+        )
 
 
 def signature_of(card: ModelCard, features: int) -> Signature:

@@ -106,7 +106,7 @@ class PolicyService:
                 if self._breaker.allows(already_asked=bool(asked)):
                     asked.append((index, item))
                 else:
-                    items[index] = self._guarded(self._rest, item)
+                    items[index] = self._guarded(self._answer_while_open, item)
         if asked:
             try:
                 evaluations = self._evaluate([prediction for _, prediction in asked], timings)
@@ -203,7 +203,7 @@ class PolicyService:
             return self._fall_back(prediction, "fallback")
         return self._decide(prediction, evaluation)
 
-    def _rest(self, prediction: Prediction) -> Outcome:
+    def _answer_while_open(self, prediction: Prediction) -> Outcome:
         return self._fall_back(prediction, "circuit_open")
 
     def _fall_back(self, prediction: Prediction, kind: str) -> Outcome:

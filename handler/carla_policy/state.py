@@ -70,4 +70,4 @@ class StateCodec:
         return np.frombuffer(signed[_HEADER_BYTES:], "<f4").astype(np.float32).reshape(rows, self.state_size)
 
     def _digest(self, signed: bytes) -> bytes:
-        return hashlib.blake2b(signed, digest_size=_DIGEST_BYTES, key=self._key[:64]).digest()
+        return hashlib.blake2b(signed, digest_size=_DIGEST_BYTES, key=self._key).digest()

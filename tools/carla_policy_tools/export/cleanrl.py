@@ -21,6 +21,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from carla_policy.golden import FloatArray
 from carla_policy.normalization import ObservationNormalizer
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.imports import import_target
 from carla_policy_tools.export.modules import ModuleSource, load_weights, read_weights
@@ -133,7 +134,7 @@ def load_cleanrl(
     agent: str | None,
     normalizer: Path | None,
     without_normalizer: bool,
-    env: Callable[[], Any] | None,
+    env: Callable[[], Environment] | None,
     card: Mapping[str, Any],
 ) -> ModuleSource:
     """The agent whose state_dict is at `path`; `agent` names its class in the user's script, `file.py:Agent`."""
@@ -185,12 +186,12 @@ def _spaces(
     algorithm: Algorithm,
     weights: Mapping[str, torch.Tensor],
     columns: int,
-    env: Callable[[], Any] | None,
+    env: Callable[[], Environment] | None,
     card: Mapping[str, Any],
 ) -> tuple[FloatArray, FloatArray, ActionSpace]:
     unbounded = np.full(columns, np.inf, np.float32)
     made = env() if env is not None else None
-    low, high = (-unbounded, unbounded) if made is None else flat_bounds(made.observation_space)
+    low, high = (-unbounded, unbounded) if made is None else flat_bounds(made.env.observation_space)
     none = np.zeros(0, np.float32)
     if algorithm.head["type"] in ("categorical", "epsilon_greedy"):
         last = [value for name, value in weights.items() if name.startswith(algorithm.owned) and value.ndim == 1][-1]
@@ -201,7 +202,7 @@ def _spaces(
         return low, high, ActionSpace(bias - scale, bias + scale, bounding=bounding)
     given = dict(card.get("action", {}))
     if made is not None:
-        return low, high, ActionSpace(made.action_space.low, made.action_space.high, bounding=bounding)
+        return low, high, ActionSpace(made.env.action_space.low, made.env.action_space.high, bounding=bounding)
     if "low" in given and "high" in given:
         bounds = [np.array(given[end], np.float32) for end in ("low", "high")]
         return low, high, ActionSpace(bounds[0], bounds[1], bounding=bounding)

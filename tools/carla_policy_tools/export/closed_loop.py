@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from carla_policy.golden import FloatArray
 from carla_policy.policy import Policy
 from carla_policy_tools.export.columns import WireColumns
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.rollouts import env_action, flatten
 from carla_policy_tools.export.source import Source
 
 EPISODES = 3
@@ -33,7 +32,7 @@ class ClosedLoop:
     """Whether the export, driving for itself, came through the very same observations."""
 
 
-def compare(source: Source, policy: Policy, columns: WireColumns, make: Callable[[], Any]) -> ClosedLoop:
+def compare(source: Source, policy: Policy, columns: WireColumns, make: Callable[[], Environment]) -> ClosedLoop:
     """Drive both; `ExportError` at the first step whose actions differ by more than the card's tolerance.
 
     At every step the export is asked for the source's observation, which the tolerance is about: rounding that is
@@ -44,10 +43,11 @@ def compare(source: Source, policy: Policy, columns: WireColumns, make: Callable
     steps, equal, largest, same_trajectories = 0, 0, 0.0, True
     for episode in range(EPISODES):
         seed = FIRST_SEED + episode
-        seen, own = flatten(theirs.reset(seed=seed)[0]), flatten(ours.reset(seed=seed)[0])
+        seen, own = theirs.reset(seed).astype(np.float32), ours.reset(seed).astype(np.float32)
         if seen.tobytes() != own.tobytes():
             raise ExportError(
-                f"--env: two episodes of seed {seed} begin differently; an environment must follow its seed"
+                f"--env: two episodes of seed {seed} begin differently, and nothing could be compared; one that "
+                "does not follow its seed can be recorded instead, see --observations"
             )
         state, own_state = source.initial_state(), policy.initial_state(1)
         for step in range(MAX_STEPS):
@@ -63,11 +63,11 @@ def compare(source: Source, policy: Policy, columns: WireColumns, make: Callable
             equal += answer.tobytes() == prediction.action.tobytes()
             state = prediction.next_state
             own_action, own_state = _act(policy, columns, own, own_state)
-            observation, _, *ended, _ = theirs.step(env_action(theirs, prediction.action))
-            own_observation, _, *own_ended, _ = ours.step(env_action(ours, own_action))
-            seen, own = flatten(observation), flatten(own_observation)
-            same_trajectories &= seen.tobytes() == own.tobytes() and ended == own_ended
-            if any(ended) or any(own_ended):
+            observation, _, over = theirs.step(prediction.action)
+            own_observation, _, own_over = ours.step(own_action)
+            seen, own = observation.astype(np.float32), own_observation.astype(np.float32)
+            same_trajectories &= seen.tobytes() == own.tobytes() and over == own_over
+            if over or own_over:
                 break
     ours.close()
     theirs.close()

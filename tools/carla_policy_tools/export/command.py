@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,7 @@ class Shared:
         str | None, typer.Option(help="Environment to take observations from and to compare in: `id`, `module:id`.")
     ] = None
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}"
+    steps: Annotated[int, typer.Option(help="Observations to collect in the environment.", min=256)] = 2_000
     observations: Annotated[
         Path | None, typer.Option(help="Recorded observations instead: .npz with `observations` (`episode_starts`).")
     ] = None
@@ -117,22 +121,31 @@ def _export(make: Callable[..., Source], shared: Shared) -> None:
     if shared.env and shared.observations:
         raise typer.BadParameter("observations come from an --env or from a file, not both", param_hint="--env")
 
+    from carla_policy_tools.export.environments import make_env
     from carla_policy_tools.export.exporting import Choices, export
-    from carla_policy_tools.export.rollouts import load_observations, make_env
+    from carla_policy_tools.export.overlay import check_overlay, check_table
+    from carla_policy_tools.export.rollouts import load_observations
 
     overlay = read_document(shared.card, "--card", dict) if shared.card else {}
+    table = read_document(shared.table, "--table", list) if shared.table else ()
+    if shared.card:
+        check_overlay(shared.card, overlay)
+    if shared.table:
+        check_table(shared.table, table)
     choices = Choices(
         version=parse_version(shared.version) if shared.version else _next_version(shared.artifacts, overlay),
         artifacts=shared.artifacts,
         runtime=shared.runtime,
         layout=tuple(part.strip() for part in shared.layout.split(",")) if shared.layout else (),
-        table=read_document(shared.table, "--table", list) if shared.table else (),
+        table=table,
         speed_column=_column("--speed-column", shared.speed_column, 0),
         steering_column=_column("--steering-column", shared.steering_column, 1),
         columns_known=None not in (shared.speed_column, shared.steering_column) or "observation" in overlay,
+        steps=shared.steps,
         ood=shared.ood,
         overlay=overlay,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that nothing is left behind
     env = make_env(shared.env, shared.env_arguments) if shared.env else None
     with err.status("loading") as status:
         source = make(overlay=overlay, env=env)
@@ -200,4 +213,4 @@ def _print(result: Export) -> None:
             f"  out of distribution: {ood['false_positive_rate']:.2%} of {ood['held_out_rows']} held-out observations "
             "are flagged"
         )
-    out.print(f"next: carla-policy build {result.directory}", markup=False)
+    out.print(f"next: carla-policy build {shlex.quote(str(result.directory))}", markup=False)

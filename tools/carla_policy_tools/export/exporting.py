@@ -23,6 +23,7 @@ from carla_policy_tools.artifact import load_artifact, write_card
 from carla_policy_tools.export.actions import describe_action
 from carla_policy_tools.export.closed_loop import ClosedLoop, compare
 from carla_policy_tools.export.columns import WireColumns
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.novelty import RANGE_MARGIN, FittedNovelty, fit, hold_out
 from carla_policy_tools.export.recording import choose_rows, record
@@ -30,8 +31,9 @@ from carla_policy_tools.export.rollouts import Rollouts, roll_out
 from carla_policy_tools.export.serialization import file_of, write_network
 from carla_policy_tools.export.source import Source
 
-ROLLOUT_ROWS = 5_000
-ROLLOUT_EPISODES = 10
+ROLLOUT_STEPS = 2_000
+"""Observations to collect, unless the user wants more or less."""
+ROLLOUT_EPISODES = 4
 ATOL = {"torchscript": 1e-6, "onnx": 1e-5, "pt2": 1e-5}
 """TorchScript runs the framework's own kernels; the others may order their sums differently."""
 Progress = Callable[[str, int, int], None]
@@ -50,6 +52,7 @@ class Choices:
     steering_column: int | None = 1
     columns_known: bool = False
     """Whether the user said which columns speed and steering are."""
+    steps: int = ROLLOUT_STEPS
     ood: bool = True
     overlay: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,7 +77,12 @@ class Export:
 
 
 def export(
-    source: Source, choices: Choices, *, env: Callable[[], Any] | None, recorded: Rollouts | None, progress: Progress
+    source: Source,
+    choices: Choices,
+    *,
+    env: Callable[[], Environment] | None,
+    recorded: Rollouts | None,
+    progress: Progress,
 ) -> Export:
     """Leave a complete artifact in `choices.artifacts / choices.version`, or nothing at all.
 
@@ -97,9 +105,9 @@ def export(
         rollouts = roll_out(
             source,
             env,
-            rows=ROLLOUT_ROWS,
+            rows=choices.steps,
             episodes=ROLLOUT_EPISODES,
-            progress=lambda rows: progress("driving", rows, ROLLOUT_ROWS),
+            progress=lambda rows: progress("driving", rows, choices.steps),
         )
     elif recorded is not None:
         rollouts = recorded
@@ -109,6 +117,11 @@ def export(
         )
     if len(rollouts.observations) < MIN_ROWS:
         raise ExportError(f"expected at least {MIN_ROWS} observations, got {len(rollouts.observations)}")
+    if rollouts.rounding > 0.0:
+        assumptions.append(
+            f"a request carries float32, this environment observes float64: actions differ by up to "
+            f"{rollouts.rounding:.3g} for that"
+        )
     source.check_observations(rollouts.observations)
     chosen = choose_rows(len(rollouts.observations))
     golden = record(
@@ -161,10 +174,10 @@ def _load(directory: Path, choices: Choices) -> LoadedPolicy:
 def _fit_novelty(source: Source, rollouts: Rollouts, assumptions: list[str]) -> FittedNovelty | None:
     held_out = hold_out(rollouts.episode)
     features = source.features(rollouts.observations)
-    if (~held_out).sum() < 4 * features.shape[1]:
-        assumptions.append(
-            f"no out-of-distribution check: {len(features)} observations are too few for {features.shape[1]} features"
-        )
+    few = (~held_out).sum() < 4 * features.shape[1]
+    if few or not features[~held_out].std(axis=0).any():
+        reason = f"too few for {features.shape[1]} features" if few else "all the same"
+        assumptions.append(f"no out-of-distribution check: the {len(features)} observations are {reason}")
         return None
     return fit(rollouts.observations, features, held_out)
 
@@ -178,7 +191,9 @@ def _card(
     novelty: FittedNovelty | None,
 ) -> dict[str, Any]:
     overlay = dict(choices.overlay)
-    seen = np.stack([rollouts.observations.min(axis=0), rollouts.observations.max(axis=0)], axis=1)
+    lowest, highest = rollouts.observations.min(axis=0), rollouts.observations.max(axis=0)
+    seen = novelty.seen if novelty else np.stack([lowest, highest], axis=1)
+    low, high = np.minimum(source.low, lowest), np.maximum(source.high, highest)
     given = overlay.pop("observation", {}).get("fields", ())
     content: dict[str, Any] = {
         "model_name": "carla_policy",
@@ -187,7 +202,7 @@ def _card(
         "created": datetime.now(UTC).replace(microsecond=0),
         "git_sha": _git_sha(),
         "framework_versions": dict(source.versions),
-        "observation": {"fields": columns.fields(source.low, source.high, seen, given)},
+        "observation": {"fields": columns.fields(low, high, seen, given)},
         "preprocessor": {"input_dtype": source.input_dtype},
         "head": dict(source.head),
         "action": dict(action),

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from sklearn.preprocessing import FunctionTransformer
 
 from carla_policy.golden import FloatArray
@@ -26,6 +25,7 @@ from carla_policy.specs import ActionSpec, ContinuousActionSpec, HeadSpec, Obser
 from carla_policy_tools.export import reference
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.imports import import_target
+from carla_policy_tools.export.overlay import check_section
 from carla_policy_tools.export.source import ActionSpace, Prediction, Source
 
 Forward = Callable[..., tuple[FloatArray, ...]]
@@ -193,12 +193,7 @@ def _section(card: Mapping[str, Any], key: str, spec: Any) -> Any:
         raise ExportError(
             f"a network alone does not say its {key}: pass a --card with it; `carla-policy init` writes one to fill in"
         )
-    try:
-        return TypeAdapter(spec).validate_json(json.dumps(card[key]))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (key, *first["loc"])))
-        raise ExportError(f"--card: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    return check_section(f"--card: {key}", spec, card[key])
 
 
 def _version(package: str) -> str | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carla_policy.golden import FloatArray
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.imports import import_module
 from carla_policy_tools.export.source import Source
 
 MAX_STEPS = 2_000
@@ -28,47 +27,25 @@ class Rollouts:
     episode: NDArray[np.int64]
     states: FloatArray | None
     metrics: dict[str, float | int]
+    rounding: float = 0.0
+    """How far actions are from those for observations that were not rounded to float32."""
 
 
-def make_env(name: str, arguments: str = "{}") -> Callable[[], Any]:
-    """Makes the environment `name`: an id that Gymnasium knows, `module:id`, or `module:callable`."""
-    try:
-        import gymnasium
-    except ImportError:
-        raise ExportError("gymnasium is not installed: pip install 'carla-policy-serving[sb3]'") from None
-    try:
-        keywords = json.loads(arguments)
-    except ValueError as error:
-        raise ExportError(f"--env-arguments: expected a JSON object, got {arguments!r:.80}: {error}") from None
-    module_name, _, rest = name.rpartition(":")
-    factory = getattr(import_module(module_name), rest, None) if module_name else None
-    env_id = rest if module_name else name
+@dataclass(frozen=True)
+class Visit:
+    """One step of an episode: what the policy saw and kept, and the reward that followed.
 
-    def make() -> Any:
-        try:
-            return factory(**keywords) if factory else gymnasium.make(env_id, **keywords)
-        except gymnasium.error.Error as error:
-            raise ExportError(
-                f"--env {name}: {error}; for an environment of your own name its module too, as `module:id` where the "
-                "module registers it, or as `module:callable`"
-            ) from None
+    `rounding` is how far its action is from that for the observation before it was rounded to float32.
+    """
 
-    return make
-
-
-def check_env(env: Any, source: Source) -> None:
-    """`ExportError` unless `env` has observations and actions of the source's shapes."""
-    shape = getattr(env.observation_space, "shape", None)
-    if shape is None or int(np.prod(shape)) != source.columns:
-        raise ExportError(f"--env: observations {env.observation_space}; the policy sees {source.columns} numbers")
-    choices = getattr(env.action_space, "n", 0)
-    dims = int(np.prod(env.action_space.shape)) if env.action_space.shape else 0
-    if (int(choices), dims) != (source.action.choices, len(source.action.low)):
-        raise ExportError(f"--env: actions {env.action_space} are not those of the policy")
+    observation: FloatArray
+    state: FloatArray | None
+    reward: float
+    rounding: float
 
 
 def roll_out(
-    source: Source, make: Callable[[], Any], *, rows: int, episodes: int, progress: Callable[[int], None]
+    source: Source, make: Callable[[], Environment], *, rows: int, episodes: int, progress: Callable[[int], None]
 ) -> Rollouts:
     """At least `rows` observations of at least `episodes` seeded episodes.
 
@@ -77,22 +54,23 @@ def roll_out(
     import torch
 
     env = make()
-    check_env(env, source)
+    env.check(source)
     torch.manual_seed(0)
     np.random.seed(0)
     collected: list[FloatArray] = []
     states: list[FloatArray] = []
     numbers: list[int] = []
     returns, lengths = [], []
-    episode = 0
+    episode, rounding = 0, 0.0
     while len(collected) < rows or episode < episodes:
         total, length = 0.0, 0
-        for observation, state, reward in _episode(source, env, seed=episode, explore=episode % 2 == 1):
-            collected.append(observation)
+        for visit in _episode(source, env, seed=episode, explore=episode % 2 == 1):
+            collected.append(visit.observation)
             numbers.append(episode)
-            if state is not None:
-                states.append(state)
-            total, length = total + reward, length + 1
+            if visit.state is not None:
+                states.append(visit.state)
+            rounding = max(rounding, visit.rounding)
+            total, length = total + visit.reward, length + 1
         if episode % 2 == 0:
             returns.append(total)
             lengths.append(length)
@@ -109,35 +87,26 @@ def roll_out(
             "std_return": round(float(np.std(returns, ddof=min(len(returns) - 1, 1))), 3),
             "mean_episode_length": round(float(np.mean(lengths)), 2),
         },
+        rounding,
     )
 
 
-def _episode(
-    source: Source, env: Any, *, seed: int, explore: bool
-) -> Iterator[tuple[FloatArray, FloatArray | None, float]]:
-    observation, _ = env.reset(seed=seed)
+def _episode(source: Source, env: Environment, *, seed: int, explore: bool) -> Iterator[Visit]:
+    observation = env.reset(seed)
     state = source.initial_state()
     for _ in range(MAX_STEPS):
-        flat = flatten(observation)
+        flat = observation.astype(np.float32)
         prediction = source.predict(flat, state)
+        rounding = 0.0
+        if observation.dtype != np.float32:
+            exact = source.predict(observation, state).action
+            rounding = float(np.abs(exact.astype(np.float64) - prediction.action).max())
         action = source.explore(flat, state) if explore else prediction.action
-        observation, reward, terminated, truncated, _ = env.step(env_action(env, action))
-        yield flat, state, float(reward)
+        observation, reward, over = env.step(action)
+        yield Visit(flat, state, reward, rounding)
         state = prediction.next_state
-        if terminated or truncated:
+        if over:
             return
-
-
-def flatten(observation: Any) -> FloatArray:
-    """An environment's observation as `[columns]` float32."""
-    return np.asarray(observation, np.float32).reshape(-1)
-
-
-def env_action(env: Any, action: FloatArray) -> Any:
-    """`action` `[dims]` as `env` takes it."""
-    if getattr(env.action_space, "n", 0):
-        return int(action[0])
-    return action.reshape(env.action_space.shape).astype(env.action_space.dtype)
 
 
 def load_observations(path: Path, source: Source) -> Rollouts:
@@ -149,12 +118,17 @@ def load_observations(path: Path, source: Source) -> Rollouts:
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = {"observations": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ExportError(f"{path}: cannot be read as an .npz or .npy file of plain arrays: {error}") from None
     if "observations" not in arrays:
         raise ExportError(f"{path}: expected an array named observations, got {', '.join(sorted(arrays)) or 'none'}")
     observations = arrays["observations"]
-    if observations.ndim < 2 or observations[0].size != source.columns or observations.dtype.kind != "f":
+    if (
+        observations.ndim < 2
+        or not len(observations)
+        or observations[0].size != source.columns
+        or observations.dtype.kind != "f"
+    ):
         raise ExportError(
             f"{path}: observations: expected floating-point numbers [rows, {source.columns}] as the environment gives "
             f"them, before any normalisation; got {observations.dtype} {observations.shape}"

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,10 +48,17 @@ def write_network(network: torch.nn.Module | Path, path: Path, signature: Signat
 
 def _write_torchscript(network: torch.nn.Module, examples: tuple[torch.Tensor, ...], _: Signature, path: Path) -> None:
     if isinstance(network, torch.jit.ScriptModule):
-        network.save(str(path))
+        path.write_bytes(_script_bytes(network))
         return
     traced = torch.jit.trace(network, examples, check_trace=False)  # type: ignore[no-untyped-call]
-    torch.jit.freeze(traced).save(str(path))
+    path.write_bytes(_script_bytes(torch.jit.freeze(traced)))
+
+
+def _script_bytes(module: Any) -> bytes:
+    """Written by Python: torch's own writer ends the process when a disk is full."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer.getvalue()
 
 
 def _write_onnx(network: torch.nn.Module, examples: tuple[torch.Tensor, ...], signature: Signature, path: Path) -> None:

@@ -21,10 +21,12 @@ from carla_policy_tools.export.sb3_checkpoint import algorithm_of, load_model, l
 from carla_policy_tools.export.sb3_networks import make_network
 from carla_policy_tools.export.source import ActionSpace, Prediction, Source
 from carla_policy_tools.export.spaces import flat_bounds
-from carla_policy_tools.export.training_traces import find_trace_of_normalization, normalised_inputs
-
-PLAUSIBLE_ROOM = 2.0
-"""Widths of the observed range that training may have gone beyond it."""
+from carla_policy_tools.export.training_traces import (
+    check_statistics,
+    find_trace_of_normalization,
+    missing_statistics,
+    normalised_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,9 @@ class Sb3Source(Source):
     """Whether normalisation needs no more guessing: statistics are here, or the user insists that there are none."""
 
     def check_observations(self, observations: FloatArray) -> None:
-        if self.statistics is not None and self.statistics.norm_obs:
-            self._check_statistics(observations)
         if not self.settled and normalised_inputs(self.model, observations):
-            raise _missing_statistics(
+            raise missing_statistics(
                 "the checkpoint", "its optimiser saw inputs of unit scale, which these observations are not"
-            )
-
-    def _check_statistics(self, observations: FloatArray) -> None:
-        """The last observation that the model keeps, as it was before normalisation, must be one of this world."""
-        seen = self.model._last_obs
-        if seen is None:
-            return
-        low, high = observations.min(axis=0), observations.max(axis=0)
-        room = PLAUSIBLE_ROOM * (high - low)
-        raw = self.statistics.unnormalize_obs(np.array(seen)).reshape(len(seen), -1)
-        known = (room > 0.0) & (np.abs(seen.reshape(len(seen), -1)) < self.statistics.clip_obs)
-        beyond = np.argwhere(known & ((raw < low - room) | (raw > high + room)))
-        if len(beyond):
-            row, column = beyond[0]
-            raise ExportError(
-                "--vecnormalize: not the statistics that this model was trained with: by them its last observation had "
-                f"{raw[row, column]:.4g} in column {column}, where the observations here lie between {low[column]:.4g} "
-                f"and {high[column]:.4g}; pass those saved together with the model"
             )
 
     def features(self, observations: FloatArray) -> FloatArray:
@@ -154,7 +136,9 @@ def load_sb3(
     statistics = load_statistics(vecnormalize, space.shape) if vecnormalize else None
     insisted = statistics is not None or preprocessor is not None or without_normalization
     if not insisted and (trace := find_trace_of_normalization(path, model)):
-        raise _missing_statistics(str(path), trace)
+        raise missing_statistics(str(path), trace)
+    if statistics is not None and statistics.norm_obs:
+        check_statistics(model, statistics)
     head, action = _head_and_action(model)
     lstm = getattr(model.policy, "lstm_hidden_state_shape", None)
     return Sb3Source(
@@ -200,7 +184,10 @@ def _head_and_action(model: Any) -> tuple[dict[str, Any], ActionSpace]:
         )
         return head, ActionSpace(none, none, choices=int(space.n))
     if not isinstance(space, Box) or len(space.shape) != 1:
-        raise ExportError(f"action space {space}: expected a Box of one dimension, or Discrete")
+        raise ExportError(
+            f"action space {space}: expected a Box of one dimension, or Discrete; "
+            "`carla-policy export torch` takes any network"
+        )
     actor = getattr(policy, "actor", None)
     bounding = "unscale" if policy.squash_output else "clip"
     if actor is not None and not hasattr(actor, "get_action_dist_params"):
@@ -210,11 +197,3 @@ def _head_and_action(model: Any) -> tuple[dict[str, Any], ActionSpace]:
         uses_sde = getattr(actor if actor is not None else policy, "use_sde", False)
         head = {"type": kind, "scale": "std" if uses_sde else "log_std"}
     return head, ActionSpace(space.low.astype(np.float32), space.high.astype(np.float32), bounding=bounding)
-
-
-def _missing_statistics(subject: str, trace: str) -> ExportError:
-    return ExportError(
-        f"{subject} was trained with VecNormalize ({trace}), and without its statistics the policy would see other "
-        "observations than in training; pass the file that VecNormalize.save(...) wrote with --vecnormalize, or "
-        "--no-vecnormalize if the observations really were not normalised"
-    )

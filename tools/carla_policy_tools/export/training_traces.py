@@ -10,23 +10,62 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from carla_policy_tools.export.errors import ExportError
+
+TOLERATED_DRIFT = 0.2
+"""Between statistics saved with the model and a little later, in standard deviations."""
 CLEARLY = 0.3
 """By how much, in mean absolute log, unit scale must explain the optimiser's traces better than the raw scale."""
 
 
 def find_trace_of_normalization(path: Path, model: Any) -> str | None:
-    """What shows that `model`, saved at `path`, was trained with `VecNormalize`; `None` where nothing does."""
-    if not hasattr(model, "replay_buffer") and getattr(model, "_last_original_obs", None) is not None:
-        return "the checkpoint keeps an observation from before normalisation"
+    """What shows that `model`, saved at `path`, was trained with `VecNormalize`; `None` where nothing does.
+
+    Algorithms without a replay buffer keep an observation from before normalisation if, and only if, there was one.
+    """
+    if not hasattr(model, "replay_buffer"):
+        kept = getattr(model, "_last_original_obs", None) is not None
+        return "the checkpoint keeps an observation from before normalisation" if kept else None
     last, space = model._last_obs, model.observation_space
     if last is not None and bool(((last < space.low - 1e-3) | (last > space.high + 1e-3)).any()):
         return "the last observation it keeps lies outside of its observation space"
     neighbours = [file.name for file in sorted(path.parent.glob("*.pkl")) if _belongs(path.stem, file.stem)]
-    if neighbours:
-        return f"{neighbours[0]} lies beside it"
-    return None
+    return f"{neighbours[0]} lies beside it" if neighbours else None
+
+
+def missing_statistics(subject: str, trace: str) -> ExportError:
+    """What to do about a trace of normalisation without its statistics."""
+    return ExportError(
+        f"{subject} looks as if it was trained with VecNormalize ({trace}); without its statistics the policy would "
+        "see other observations than in training. Pass the file that VecNormalize.save(...) wrote with "
+        "--vecnormalize; or --no-vecnormalize if there was none, or if only rewards were normalised"
+    )
+
+
+def check_statistics(model: Any, statistics: Any) -> None:
+    """`ExportError` where `statistics` cannot be those that `model` was trained with.
+
+    With a replay buffer a checkpoint keeps its last observation before and after normalisation; without one it keeps
+    none from before, if there was no normalisation.
+    """
+    raw, seen = getattr(model, "_last_original_obs", None), model._last_obs
+    if seen is None:
+        return
+    if not hasattr(model, "replay_buffer"):
+        if raw is None:
+            raise ExportError("--vecnormalize: this model was trained without VecNormalize; leave its statistics out")
+        return
+    if raw is None:
+        return
+    difference = float(np.abs(statistics.normalize_obs(np.array(raw)) - seen).max())
+    if not difference <= TOLERATED_DRIFT:
+        raise ExportError(
+            "--vecnormalize: not the statistics that this model was trained with: its last observation becomes another "
+            f"by them, by {difference:.3g}; pass those saved together with the model"
+        )
 
 
 def _belongs(model: str, statistics: str) -> bool:
@@ -71,6 +110,10 @@ def _input_scale(model: Any, columns: int) -> NDArray[np.float64] | None:
             state = optimizer.state.get(parameter, {})
             if "exp_avg_sq" in state:
                 squares[id(parameter)] = state["exp_avg_sq"].double().numpy()
+    modules = [module for module in owner.modules() if not list(module.children())]
+    weighted = [module for module in modules if list(module.parameters(recurse=False))]
+    if not weighted or not isinstance(weighted[0], torch.nn.Linear):
+        return None  # something else, such as a layer norm, sees the inputs first
     named = dict(owner.named_parameters())
     for name, parameter in named.items():
         bias = named.get(f"{name.removesuffix('weight')}bias")
