@@ -84,7 +84,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[PPO, Any, Loaded
     card = parse_yaml((EXAMPLES / "racetrack" / "card.yaml").read_bytes(), "card.yaml")
     artifact = export(
         load_sb3(checkpoint, preprocessor=scaler),
-        Choices("v0.0.1", root, steps=400, overlay=card),
+        Choices("v0.0.1", root, steps=400, episodes=4, overlay=card),
         env=lambda: Environment(DrivingEnv(), "--env DrivingEnv"),
         recorded=None,
         progress=lambda *_: None,

@@ -128,7 +128,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 def _export(source: RllibSource, artifacts: Path) -> Policy:
     discrete = source.action.choices > 0
-    choices = Choices("v1.0.0", artifacts, steps=600, table=TABLE if discrete else ())
+    choices = Choices("v1.0.0", artifacts, steps=600, episodes=4, table=TABLE if discrete else ())
     result = export(
         source,
         choices,

@@ -366,7 +366,7 @@ def test_float64_observations_are_rounded_on_the_wire_and_the_user_is_told(tmp_p
 def test_false_positives_of_the_ood_check_are_measured_and_strange_observations_found(tmp_path: Path) -> None:
     train(tmp_path, PPO, ON_POLICY, {}, normalize=True)
     source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
-    loaded = load_artifact(exported(tmp_path, source, steps=5_000).directory)
+    loaded = load_artifact(exported(tmp_path, source, steps=5_000, episodes=10).directory)
     ood = loaded.policy.card.ood
     assert ood is not None
     assert ood.held_out_rows >= 500

@@ -273,7 +273,7 @@ class OodSpec(Section):
     threshold: Positive
     range_margin: Annotated[float, Field(ge=0.0)] = 0.0
     false_positive_rate: UnitInterval
-    """Share of held-out training observations that were flagged."""
+    """Share of held-out training observations that were flagged when only the others had been learned from."""
     held_out_rows: Annotated[int, Field(ge=1)]
 
 

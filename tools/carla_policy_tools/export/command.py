@@ -50,7 +50,8 @@ class Shared:
         str | None, typer.Option(help="Environment to take observations from and to compare in: `id`, `module:id`.")
     ] = None
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}"
-    steps: Annotated[int, typer.Option(help="Observations to collect in the environment.", min=256)] = 2_000
+    steps: Annotated[int, typer.Option(help="Observations to collect in the environment, at least.", min=256)] = 2_000
+    episodes: Annotated[int, typer.Option(help="Episodes to collect them from, at least.", min=2)] = 10
     observations: Annotated[
         Path | None, typer.Option(help="Recorded observations instead: .npz with `observations` (`episode_starts`).")
     ] = None
@@ -142,6 +143,7 @@ def _export(make: Callable[..., Source], shared: Shared) -> None:
         steering_column=_column("--steering-column", shared.steering_column, 1),
         columns_known=None not in (shared.speed_column, shared.steering_column) or "observation" in overlay,
         steps=shared.steps,
+        episodes=shared.episodes,
         ood=shared.ood,
         overlay=overlay,
     )

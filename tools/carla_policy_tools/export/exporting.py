@@ -31,9 +31,10 @@ from carla_policy_tools.export.rollouts import Rollouts, roll_out
 from carla_policy_tools.export.serialization import file_of, write_network
 from carla_policy_tools.export.source import Source
 
-ROLLOUT_STEPS = 2_000
-"""Observations to collect, unless the user wants more or less."""
-ROLLOUT_EPISODES = 4
+ROLLOUT_STEPS, ROLLOUT_EPISODES = 2_000, 10
+"""Observations and episodes to collect at least, unless the user wants more or less."""
+SUSPICIOUS_RATE = 0.05
+"""Of false positives, beyond which the episodes were too few to learn from."""
 ATOL = {"torchscript": 1e-6, "onnx": 1e-5, "pt2": 1e-5}
 """TorchScript runs the framework's own kernels; the others may order their sums differently."""
 Progress = Callable[[str, int, int], None]
@@ -53,6 +54,7 @@ class Choices:
     columns_known: bool = False
     """Whether the user said which columns speed and steering are."""
     steps: int = ROLLOUT_STEPS
+    episodes: int = ROLLOUT_EPISODES
     ood: bool = True
     overlay: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,7 +108,7 @@ def export(
             source,
             env,
             rows=choices.steps,
-            episodes=ROLLOUT_EPISODES,
+            episodes=choices.episodes,
             progress=lambda rows: progress("driving", rows, choices.steps),
         )
     elif recorded is not None:
@@ -179,7 +181,13 @@ def _fit_novelty(source: Source, rollouts: Rollouts, assumptions: list[str]) -> 
         reason = f"too few for {features.shape[1]} features" if few else "all the same"
         assumptions.append(f"no out-of-distribution check: the {len(features)} observations are {reason}")
         return None
-    return fit(rollouts.observations, features, held_out)
+    novelty = fit(rollouts.observations, features, held_out)
+    if novelty.false_positive_rate > SUSPICIOUS_RATE:
+        assumptions.append(
+            f"the observations cover what there is to see, though {novelty.false_positive_rate:.0%} of those held out "
+            "were unlike the rest; more --episodes tell"
+        )
+    return novelty
 
 
 def _card(

@@ -20,7 +20,7 @@ SMALLEST_VARIANCE = 1e-8
 
 @dataclass(frozen=True)
 class FittedNovelty:
-    """The detector, the ranges `[columns, 2]` of the training part, and its rate on the held-out part."""
+    """The detector, the ranges `[columns, 2]` that it knows, and how often one without the held-out rows was wrong."""
 
     detector: NoveltyDetector
     seen: NDArray[np.float32]
@@ -39,22 +39,31 @@ def hold_out(episode: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def fit(observations: FloatArray, features: FloatArray, held_out: NDArray[np.bool_]) -> FittedNovelty:
-    """Fit on the rows that are not `held_out` `[rows]`, and measure on those that are.
+    """Learn from all rows, `[rows, columns]` and `[rows, features]`, and tell how well that works.
+
+    The rate is that of a detector which has not seen the `held_out` rows `[rows]`; the one that is used has.
+    """
+    before, _ = _learn(observations[~held_out], features[~held_out])
+    verdict = before(observations[held_out], features[held_out])
+    detector, seen = _learn(observations, features)
+    return FittedNovelty(detector, seen, float(verdict.is_ood.mean()), int(held_out.sum()))
+
+
+def _learn(observations: FloatArray, features: FloatArray) -> tuple[NoveltyDetector, NDArray[np.float32]]:
+    """A detector of what is unlike these rows, and their ranges `[columns, 2]`.
 
     The covariance is shrunk by Ledoit and Wolf's rule ("A well-conditioned estimator for large-dimensional covariance
     matrices", 2004), so that many features and few rows do no harm.
     """
-    training = features[~held_out].astype(np.float64)
+    training = features.astype(np.float64)
     mean, deviation = training.mean(axis=0), training.std(axis=0)
     scale = np.where(deviation > 0.0, deviation, 1.0)
     covariance = LedoitWolf(assume_centered=True).fit((training - mean) / scale).covariance_
     variances, directions = np.linalg.eigh(covariance)
     variances = np.maximum(variances, variances.max() * SMALLEST_VARIANCE)
     whitening = np.ascontiguousarray((directions / np.sqrt(variances)).T / scale)
-    seen = np.stack([observations[~held_out].min(axis=0), observations[~held_out].max(axis=0)], axis=1)
+    seen = np.stack([observations.min(axis=0), observations.max(axis=0)], axis=1)
     low, high = widened(seen, RANGE_MARGIN)
-    distances = NoveltyDetector(low, high, mean, whitening, np.inf).distance(features[~held_out])
+    distances = NoveltyDetector(low, high, mean, whitening, np.inf).distance(features)
     threshold = float(max(np.quantile(distances, THRESHOLD_QUANTILE), 1e-6))
-    detector = NoveltyDetector(low, high, mean, whitening, threshold)
-    verdict = detector(observations[held_out], features[held_out])
-    return FittedNovelty(detector, seen, float(verdict.is_ood.mean()), int(held_out.sum()))
+    return NoveltyDetector(low, high, mean, whitening, threshold), seen
