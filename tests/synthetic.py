@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from carla_policy.runtimes.tiling import Signature
 from carla_policy_tools.artifact import write_card
 from carla_policy_tools.export import reference
-from carla_policy_tools.export.serialization import FILE_OF_RUNTIME, write_network
+from carla_policy_tools.export.choices import FILE_OF_RUNTIME
+from carla_policy_tools.export.serialization import write_network
 
 ROWS = 256
 HEADS = {
@@ -68,6 +69,12 @@ class RecurrentNetwork(Network):
         hidden = torch.tanh(self.hidden(features) + self.memory(state))
         outputs = tuple(self.shape(name, layer(hidden)) for name, layer in zip(self.names, self.outputs, strict=True))
         return (*outputs, hidden)
+
+
+def signature_of(features: int, width: int, head: str, recurrent: bool) -> Signature:
+    """What such a network takes and yields."""
+    state, after = ({"state": 32}, {"next_state": 32}) if recurrent else ({}, {})
+    return Signature({"features": features, **state}, {**dict.fromkeys(HEADS[head], width), **after})
 
 
 def observations(rows: int, sensors: int, seed: int = 0) -> Any:
@@ -124,11 +131,7 @@ def make_artifact(
     recorded = {name: torch.cat([row[index] for row in outputs]).numpy() for index, name in enumerate(names)}
     seeds = np.arange(ROWS, dtype=np.uint64) * 7919 + 2**63
     rows = [{name: recorded[name][row] for name in HEADS[head]} for row in range(ROWS)]
-    signature = Signature(
-        {"features": features.shape[1], **({"state": 32} if recurrent else {})},
-        {**dict.fromkeys(HEADS[head], width), **({"next_state": 32} if recurrent else {})},
-    )
-    write_network(module, directory / FILE_OF_RUNTIME[runtime], signature)
+    write_network(module, directory / FILE_OF_RUNTIME[runtime], signature_of(features.shape[1], width, head, recurrent))
     (directory / "preprocessor.pkl").write_bytes(pickle.dumps(fitted))
     np.savez(
         directory / "golden.npz",

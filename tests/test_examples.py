@@ -15,8 +15,9 @@ from carla_policy.safe_pickle import load_preprocessor_pickle
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import build
+from carla_policy_tools.export.choices import Choices
 from carla_policy_tools.export.environments import Environment
-from carla_policy_tools.export.exporting import Choices, export
+from carla_policy_tools.export.exporting import export
 from carla_policy_tools.export.stable_baselines3 import load_sb3
 from carla_policy_tools.paths import PROJECT
 from examples.racetrack.driving_env import OBSERVATION_LAYOUT, RAY_RANGE_M, DrivingEnv

@@ -14,16 +14,18 @@ import torch
 
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.artifact import load_artifact
+from carla_policy_tools.export.choices import Choices
 from carla_policy_tools.export.cleanrl import load_cleanrl
 from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.exporting import Choices, export
+from carla_policy_tools.export.exporting import export
 from carla_policy_tools.export.modules import load_file, load_module
 from carla_policy_tools.export.rollouts import load_observations
 from carla_policy_tools.export.serialization import write_network
 from carla_policy_tools.export.template import HEADS, card_template
 from tests.lane_env import GRID, LaneEnv
-from tests.synthetic import TABLE, Network, RecurrentNetwork, observations
+from tests.synthetic import HEADS as HEAD_OUTPUTS
+from tests.synthetic import TABLE, Network, RecurrentNetwork, observations, signature_of
 from tests.test_export_sb3 import fresh_observations, served
 
 AGENTS = """
@@ -173,20 +175,13 @@ def recorded_observations(path: Path, rows: int = 600) -> Path:
     return path
 
 
+def width_of(head: str) -> int:
+    return len(TABLE) if head in ("categorical", "epsilon_greedy") else 2
+
+
 def network_of(head: str, recurrent: bool = False) -> torch.nn.Module:
     torch.manual_seed(2)
-    width = len(TABLE) if head in ("categorical", "epsilon_greedy") else 2
-    return (RecurrentNetwork if recurrent else Network)(7, width, HEADS_OUTPUTS[head]).eval()
-
-
-HEADS_OUTPUTS = {
-    "deterministic": ("action",),
-    "gaussian": ("mean", "log_std"),
-    "squashed_gaussian": ("mean", "log_std"),
-    "beta": ("alpha", "beta"),
-    "categorical": ("logits",),
-    "epsilon_greedy": ("q_values",),
-}
+    return (RecurrentNetwork if recurrent else Network)(7, width_of(head), HEAD_OUTPUTS[head]).eval()
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
@@ -195,14 +190,9 @@ HEADS_OUTPUTS = {
 def test_file_with_the_card_that_init_writes_becomes_an_artifact(
     tmp_path: Path, suffix: str, head: str, recurrent: bool
 ) -> None:
-    from carla_policy.runtimes.tiling import Signature
-
     size = 32 if recurrent else 0
-    network, file = network_of(head, recurrent), tmp_path / f"mine{suffix}"
-    width = len(TABLE) if head in ("categorical", "epsilon_greedy") else 2
-    state, after = ({"state": size}, {"next_state": size}) if recurrent else ({}, {})
-    outputs = {**dict.fromkeys(HEADS_OUTPUTS[head], width), **after}
-    write_network(network, file, Signature({"features": 7, **state}, outputs))
+    file = tmp_path / f"mine{suffix}"
+    write_network(network_of(head, recurrent), file, signature_of(7, width_of(head), head, recurrent))
     source = load_file(file, card=filled_card(head, size), preprocessor=None)
     recorded = load_observations(recorded_observations(tmp_path / "rows.npz"), source)
     choices = Choices("v1.0.0", tmp_path / "artifacts", overlay=filled_card(head, size))

@@ -14,9 +14,10 @@ import pytest
 from carla_policy.golden import FloatArray
 from carla_policy.policy import Policy
 from carla_policy_tools.artifact import load_artifact
+from carla_policy_tools.export.choices import Choices
 from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.exporting import Choices, export
+from carla_policy_tools.export.exporting import export
 from carla_policy_tools.export.rllib import RllibSource, load_rllib
 
 ray = pytest.importorskip("ray")

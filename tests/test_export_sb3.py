@@ -22,9 +22,10 @@ from carla_policy.service import PolicyService, Request
 from carla_policy_tools.artifact import load_artifact
 from carla_policy_tools.client import request_body
 from carla_policy_tools.export import stable_baselines3
+from carla_policy_tools.export.choices import Choices
 from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.export.exporting import Choices, Export, export
+from carla_policy_tools.export.exporting import Export, export
 from carla_policy_tools.export.rollouts import Rollouts
 from carla_policy_tools.export.stable_baselines3 import load_sb3
 from tests.lane_env import GRID, LaneEnv
@@ -51,9 +52,17 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train(directory: Path, algorithm: Any, options: dict[str, Any], env: dict[str, Any], *, normalize: bool) -> Any:
+def train(
+    directory: Path,
+    algorithm: Any,
+    options: dict[str, Any],
+    env: dict[str, Any],
+    *,
+    normalize: bool,
+    make: Callable[..., Any] = LaneEnv,
+) -> Any:
     """A model and its statistics, trained for a moment and saved as their users save them."""
-    vectorized: Any = DummyVecEnv([lambda: LaneEnv(**env)])
+    vectorized: Any = DummyVecEnv([lambda: make(**env)])
     vectorized = VecNormalize(vectorized, clip_obs=5.0) if normalize else vectorized
     options = dict(options)
     model = algorithm(options.pop("policy", "MlpPolicy"), vectorized, seed=3, device="cpu", **options)
@@ -330,11 +339,8 @@ def test_observation_of_two_dimensions_is_sent_flat(tmp_path: Path) -> None:
         def observation(self, observation: Any) -> Any:
             return observation.reshape(2, 3)
 
-    env = VecNormalize(DummyVecEnv([Table]))
-    model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY)
-    model.learn(64)
-    model.save(tmp_path / "model.zip")
-    env.save(str(tmp_path / "statistics.pkl"))
+    model = train(tmp_path, PPO, ON_POLICY, {}, normalize=True, make=Table)
+    env = model.get_vec_normalize_env()
     source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
     loaded = load_artifact(exported(tmp_path, source, Table).directory)
     rows = np.concatenate([fresh_observations(), np.zeros((200, 1), np.float32)], axis=1)
@@ -353,11 +359,7 @@ def test_float64_observations_are_rounded_on_the_wire_and_the_user_is_told(tmp_p
         def observation(self, observation: Any) -> Any:
             return observation.astype(np.float64) + np.pi * 1e3
 
-    env = VecNormalize(DummyVecEnv([Far]))
-    model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY)
-    model.learn(64)
-    model.save(tmp_path / "model.zip")
-    env.save(str(tmp_path / "statistics.pkl"))
+    train(tmp_path, PPO, ON_POLICY, {}, normalize=True, make=Far)
     source = load_sb3(tmp_path / "model.zip", vecnormalize=tmp_path / "statistics.pkl")
     told = [line for line in exported(tmp_path, source, Far).assumptions if "observes float64" in line]
     assert len(told) == 1

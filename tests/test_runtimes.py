@@ -18,8 +18,9 @@ from carla_policy.loading import LoadedPolicy
 from carla_policy.runtimes import Signature, load_runtime
 from carla_policy.runtimes.torch import DEVICE_VARIABLE
 from carla_policy_tools.artifact import load_artifact, seal
-from carla_policy_tools.export.serialization import FILE_OF_RUNTIME, write_network
-from tests.synthetic import Network, RecurrentNetwork, make_artifact, observations
+from carla_policy_tools.export.choices import FILE_OF_RUNTIME
+from carla_policy_tools.export.serialization import write_network
+from tests.synthetic import Network, RecurrentNetwork, make_artifact, observations, signature_of
 
 RUNTIMES = tuple(FILE_OF_RUNTIME)
 SIGNATURE = Signature({"features": 7}, {"mean": 2, "log_std": 2})
@@ -36,10 +37,7 @@ def network() -> torch.nn.Module:
 def test_every_runtime_yields_what_the_module_does(tmp_path: Path, recurrent: bool, tile: int) -> None:
     torch.manual_seed(5)
     network = (RecurrentNetwork if recurrent else Network)(7, 2, ("mean", "log_std")).eval()
-    state = {"state": 32} if recurrent else {}
-    signature = Signature(
-        {"features": 7, **state}, {"mean": 2, "log_std": 2, **({"next_state": 32} if recurrent else {})}
-    )
+    signature = signature_of(7, 2, "gaussian", recurrent)
     inputs = [
         np.random.default_rng(1).normal(size=(50, width)).astype(np.float32) for width in signature.inputs.values()
     ]

@@ -97,6 +97,11 @@ class ModelCard(Section):
         return ("steer_rate", self.safety.steer_rate), ("throttle_rate", self.safety.throttle_rate)
 
     @property
+    def gate(self) -> str:
+        """What "reproduces its training outputs" means for this version."""
+        return f"tile {self.inference.tile}, parity.atol {self.parity.atol:g}"
+
+    @property
     def model_file(self) -> str:
         """Name of the network's file; the kind of file says which runtime runs it."""
         listed = [name for name in MODEL_FILES if name in self.artifact_hashes]

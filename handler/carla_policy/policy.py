@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from carla_policy.actions import ActionLayout
 from carla_policy.card import ModelCard
@@ -15,9 +14,7 @@ from carla_policy.heads import Head
 from carla_policy.ood import Novelty, NoveltyDetector
 from carla_policy.preprocessing import Preprocessor
 from carla_policy.runtimes.tiling import NEXT_STATE, Runtime
-from carla_policy.safety import Intervention, SafetyEnvelope
-
-Mask = NDArray[np.bool_]
+from carla_policy.safety import Intervention, Mask, SafetyEnvelope
 
 
 @dataclass(frozen=True)

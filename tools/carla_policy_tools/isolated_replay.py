@@ -35,7 +35,7 @@ def main(model_dir: Path) -> dict[str, object]:
         "version": metadata["version"],
         "preprocessor": metadata["preprocessor"],
         "vectors": metadata["selfTest"]["vectors"],
-        "gate": f"tile {card.inference.tile}, parity.atol {card.parity.atol:g}",
+        "gate": card.gate,
         "stages": metadata["selfTest"]["stages"],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,10 +29,15 @@ def archive_name(version: str) -> str:
 
 def archived_versions(store: Path) -> list[str]:
     """Versions that `store` has an archive of, oldest first; files of other names are none."""
+    return sorted_versions(path.stem.removeprefix(f"{MODEL_NAME}-") for path in store.glob(f"{MODEL_NAME}-*.mar"))
+
+
+def sorted_versions(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are versions, oldest first."""
     versions = []
-    for path in store.glob(f"{MODEL_NAME}-*.mar"):
+    for name in names:
         try:
-            versions.append(check_version(path.stem.removeprefix(f"{MODEL_NAME}-")))
+            versions.append(check_version(name))
         except ValueError:
             continue
     return sorted(versions, key=version_key)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.preprocessing import FunctionTransformer
 
+from carla_policy.arrays import load_arrays
 from carla_policy.golden import FloatArray
 from carla_policy.normalization import ObservationNormalizer
 from carla_policy_tools.export.environments import Environment
@@ -242,10 +243,9 @@ def _transformer(path: Path, algorithm: Algorithm, normalizer: Path | None, with
             )
         return FunctionTransformer()
     try:
-        with np.load(normalizer, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in arrays.files}
+        found = load_arrays(normalizer)
         mean, variance = (np.asarray(found[key], np.float64).reshape(-1) for key in ("mean", "var"))
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise ExportError(f"{normalizer}: expected an .npz file with mean and var: {error}") from None
     epsilon, clip = float(found.get("epsilon", EPSILON)), float(found.get("clip", CLIP))
     return ObservationNormalizer.of_variance(mean, variance, epsilon=epsilon, clip=clip)

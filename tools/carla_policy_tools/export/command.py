@@ -18,15 +18,15 @@ from carla_policy.errors import ArtifactError
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy.version import parse_version, version_key
 from carla_policy_tools.console import err, out, parity_table, print_json
+from carla_policy_tools.export.choices import FILE_OF_RUNTIME, ROLLOUT_EPISODES, ROLLOUT_STEPS, Choices
 from carla_policy_tools.export.errors import ExportError
-from carla_policy_tools.paths import ARTIFACTS
+from carla_policy_tools.paths import ARTIFACTS, sorted_versions
 
 if TYPE_CHECKING:
     from carla_policy_tools.export.exporting import Export
     from carla_policy_tools.export.source import Source
 
 CONTEXT = ("overlay", "env")
-RUNTIMES = ("torchscript", "onnx", "pt2")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -50,8 +50,10 @@ class Shared:
         str | None, typer.Option(help="Environment to take observations from and to compare in: `id`, `module:id`.")
     ] = None
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}"
-    steps: Annotated[int, typer.Option(help="Observations to collect in the environment, at least.", min=256)] = 2_000
-    episodes: Annotated[int, typer.Option(help="Episodes to collect them from, at least.", min=2)] = 10
+    steps: Annotated[int, typer.Option(help="Observations to collect in the environment, at least.", min=256)] = (
+        ROLLOUT_STEPS
+    )
+    episodes: Annotated[int, typer.Option(help="Episodes to collect them from, at least.", min=2)] = ROLLOUT_EPISODES
     observations: Annotated[
         Path | None, typer.Option(help="Recorded observations instead: .npz with `observations` (`episode_starts`).")
     ] = None
@@ -117,13 +119,13 @@ def _wanted(make: Callable[..., Any], context: Mapping[str, Any]) -> dict[str, A
 
 
 def _export(make: Callable[..., Source], shared: Shared) -> None:
-    if shared.runtime not in (None, *RUNTIMES):
-        raise typer.BadParameter(f"expected one of {', '.join(RUNTIMES)}", param_hint="--runtime")
+    if shared.runtime not in (None, *FILE_OF_RUNTIME):
+        raise typer.BadParameter(f"expected one of {', '.join(FILE_OF_RUNTIME)}", param_hint="--runtime")
     if shared.env and shared.observations:
         raise typer.BadParameter("observations come from an --env or from a file, not both", param_hint="--env")
 
     from carla_policy_tools.export.environments import make_env
-    from carla_policy_tools.export.exporting import Choices, export
+    from carla_policy_tools.export.exporting import export
     from carla_policy_tools.export.overlay import check_overlay, check_table
     from carla_policy_tools.export.rollouts import load_observations
 
@@ -188,13 +190,8 @@ def _column(option: str, text: str | None, default: int) -> int | None:
 def _next_version(artifacts: Path, overlay: Mapping[str, Any]) -> str:
     if "version" in overlay:
         return parse_version(str(overlay["version"]))
-    versions = []
-    for path in artifacts.glob("v*"):
-        try:
-            versions.append(version_key(parse_version(path.name)))
-        except ValueError:
-            continue
-    major, minor, _ = max(versions, default=(0, 0, 0))
+    newest = sorted_versions(path.name for path in artifacts.glob("v*"))[-1:]
+    major, minor, _ = version_key(newest[0]) if newest else (0, 0, 0)
     return f"v{major}.{minor + 1}.0"
 
 

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from carla_policy.loading import LoadedPolicy
 from carla_policy.selftest import StageParity
 from carla_policy_tools.artifact import load_artifact, write_card
 from carla_policy_tools.export.actions import describe_action
+from carla_policy_tools.export.choices import Choices
 from carla_policy_tools.export.closed_loop import ClosedLoop, compare
 from carla_policy_tools.export.columns import WireColumns
 from carla_policy_tools.export.environments import Environment
@@ -31,32 +32,11 @@ from carla_policy_tools.export.rollouts import Rollouts, roll_out
 from carla_policy_tools.export.serialization import file_of, write_network
 from carla_policy_tools.export.source import Source
 
-ROLLOUT_STEPS, ROLLOUT_EPISODES = 2_000, 10
-"""Observations and episodes to collect at least, unless the user wants more or less."""
 SUSPICIOUS_RATE = 0.05
 """Of false positives, beyond which the episodes were too few to learn from."""
 ATOL = {"torchscript": 1e-6, "onnx": 1e-5, "pt2": 1e-5}
 """TorchScript runs the framework's own kernels; the others may order their sums differently."""
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user decides beside the source; `overlay` holds keys of the card that take precedence."""
-
-    version: str
-    artifacts: Path
-    runtime: str | None = None
-    layout: Sequence[str] = ()
-    table: Sequence[Mapping[str, float]] = ()
-    speed_column: int | None = 0
-    steering_column: int | None = 1
-    columns_known: bool = False
-    """Whether the user said which columns speed and steering are."""
-    steps: int = ROLLOUT_STEPS
-    episodes: int = ROLLOUT_EPISODES
-    ood: bool = True
-    overlay: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,27 +83,7 @@ def export(
         assumptions.append(
             f"speed and steering are {sent}; if they are not, say so with --speed-column and --steering-column"
         )
-    if env is not None:
-        rollouts = roll_out(
-            source,
-            env,
-            rows=choices.steps,
-            episodes=choices.episodes,
-            progress=lambda rows: progress("driving", rows, choices.steps),
-        )
-    elif recorded is not None:
-        rollouts = recorded
-    else:
-        raise ExportError(
-            "golden vectors need real observations: name an --env to drive in, or --observations of yours"
-        )
-    if len(rollouts.observations) < MIN_ROWS:
-        raise ExportError(f"expected at least {MIN_ROWS} observations, got {len(rollouts.observations)}")
-    if rollouts.rounding > 0.0:
-        assumptions.append(
-            f"a request carries float32, this environment observes float64: actions differ by up to "
-            f"{rollouts.rounding:.3g} for that"
-        )
+    rollouts = _observe(source, choices, env, recorded, progress, assumptions)
     source.check_observations(rollouts.observations)
     chosen = choose_rows(len(rollouts.observations))
     golden = record(
@@ -153,11 +113,44 @@ def export(
         action=card.action.model_dump(mode="json", exclude_none=True),
         assumptions=assumptions,
         vectors=len(loaded.golden),
-        gate=f"tile {card.inference.tile}, parity.atol {card.parity.atol:g}",
+        gate=card.gate,
         parity=loaded.parity,
         closed_loop=loop,
         ood=card.ood.model_dump(mode="json") if card.ood else None,
     )
+
+
+def _observe(
+    source: Source,
+    choices: Choices,
+    env: Callable[[], Environment] | None,
+    recorded: Rollouts | None,
+    progress: Progress,
+    assumptions: list[str],
+) -> Rollouts:
+    """Enough real observations, driven or recorded."""
+    if env is not None:
+        rollouts = roll_out(
+            source,
+            env,
+            rows=choices.steps,
+            episodes=choices.episodes,
+            progress=lambda rows: progress("driving", rows, choices.steps),
+        )
+    elif recorded is not None:
+        rollouts = recorded
+    else:
+        raise ExportError(
+            "golden vectors need real observations: name an --env to drive in, or --observations of yours"
+        )
+    if len(rollouts.observations) < MIN_ROWS:
+        raise ExportError(f"expected at least {MIN_ROWS} observations, got {len(rollouts.observations)}")
+    if rollouts.rounding > 0.0:
+        assumptions.append(
+            f"a request carries float32, this environment observes float64: actions differ by up to "
+            f"{rollouts.rounding:.3g} for that"
+        )
+    return rollouts
 
 
 def _load(directory: Path, choices: Choices) -> LoadedPolicy:

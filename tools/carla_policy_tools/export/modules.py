@@ -20,7 +20,6 @@ import torch
 from sklearn.preprocessing import FunctionTransformer
 
 from carla_policy.golden import FloatArray
-from carla_policy.heads import make_head
 from carla_policy.specs import ActionSpec, ContinuousActionSpec, HeadSpec, ObservationSpec
 from carla_policy_tools.export import reference
 from carla_policy_tools.export.errors import ExportError
@@ -70,7 +69,7 @@ class ModuleSource(Source):
         except Exception as error:  # the user's own code
             shapes = ", ".join(str(part.shape) for part in inputs)
             raise ExportError(f"the network fails on {shapes}: {type(error).__name__}: {error}") from error
-        names = self.parameter_names()
+        names = self.parameter_names
         if len(outputs) != len(names) + bool(self.state_size):
             wanted = ", ".join((*names, *(["next_state"] if self.state_size else [])))
             raise ExportError(f"the network yields {len(outputs)} outputs; a {self.head['type']} head needs ({wanted})")
@@ -172,7 +171,6 @@ def _source(
         space = ActionSpace(low, high, bounding=action.bounding)
     else:
         space = ActionSpace(none, none, choices=len(action.table))
-    make_head(head)
     return ModuleSource(
         description=description,
         versions={package: version for package in ("torch", "onnxruntime", "numpy") if (version := _version(package))},

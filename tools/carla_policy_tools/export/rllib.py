@@ -61,7 +61,7 @@ class RllibSource(Source):
                 low + (arrays[0] + np.float32(1.0)) * width / np.float32(2.0),
                 arrays[1] * width / np.float32(2.0),
             ]
-        return {name: np.asarray(a, np.float32) for name, a in zip(self.parameter_names(), arrays, strict=True)}
+        return {name: np.asarray(a, np.float32) for name, a in zip(self.parameter_names, arrays, strict=True)}
 
     def predict(self, observation: FloatArray, state: FloatArray | None) -> Prediction:  # noqa: ARG002
         batch, context = self._begin(observation, explore=False)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from carla_policy.runtimes.tiling import Signature
+from carla_policy_tools.export.choices import FILE_OF_RUNTIME
 from carla_policy_tools.export.errors import ExportError
-
-FILE_OF_RUNTIME = {"torchscript": "model.pt", "onnx": "model.onnx", "pt2": "model.pt2"}
 
 
 def file_of(network: torch.nn.Module | Path, runtime: str | None) -> str:

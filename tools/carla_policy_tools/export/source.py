@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Source(ABC):
     def columns(self) -> int:
         return len(self.low)
 
+    @cached_property
     def parameter_names(self) -> tuple[str, ...]:
         """What the network yields, in this order, as the head names it."""
         return make_head(TypeAdapter(HeadSpec).validate_python(dict(self.head))).parameter_names
@@ -73,7 +75,7 @@ class Source(ABC):
         """What the network takes and yields, by the arrays of its golden vectors."""
         state = {"state": self.state_size} if self.state_size else {}
         after = {NEXT_STATE: self.state_size} if self.state_size else {}
-        outputs = {name: golden[name].shape[1] for name in self.parameter_names()}
+        outputs = {name: golden[name].shape[1] for name in self.parameter_names}
         return Signature({"features": golden["features"].shape[1], **state}, {**outputs, **after})
 
     def check_observations(self, observations: FloatArray) -> None:  # noqa: B027 - most sources know nothing to check
