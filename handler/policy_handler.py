@@ -23,6 +23,9 @@ from carla_policy.service import COUNTERS, Answer, Batch, PolicyService, Request
 
 logger = logging.getLogger(__name__)
 
+DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_FILE" in os.environ else None
+"""While this file exists, new requests are refused: TorchServe itself has no way to stop in order."""
+
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
 """Request header to response header; TorchServe answers with an x-request-id of its own."""
@@ -55,7 +58,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             logger.error("carla_policy does not load: %s", error)
             # Only a ValueError makes TorchServe 0.12 roll a failed registration back without a trace.
             raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
-        self.service = PolicyService(loaded)
+        self.service = PolicyService(loaded, _is_draining)
         self.counters = _counters(context.metrics)
         self.initialized = True
 
@@ -102,6 +105,11 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     def describe_handle(self) -> dict[str, Any]:
         """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
         return dict(self.service.metadata())
+
+
+def _is_draining() -> bool:
+    """Whether whoever started the server has said that it is about to stop."""
+    return DRAIN_FILE is not None and DRAIN_FILE.exists()
 
 
 def _counters(metrics: Any) -> dict[str, Any]:

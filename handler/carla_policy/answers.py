@@ -84,7 +84,7 @@ class AnswerEncoder:
             body["state"] = self._codec.encode(outcome.next_state)
         stages = {**stage_ms, "total": total_ms}
         timing = ", ".join(f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items())
-        return Answer(to_json(body), headers={**self._headers, "server-timing": timing})
+        return Answer(to_json(body), headers={**self._headers, "server-timing": timing, **_notes(body)})
 
     def ood_notes(self, novelty: Novelty) -> list[OodNote]:
         """One for each observation that is out of distribution."""
@@ -98,3 +98,13 @@ class AnswerEncoder:
             }
             for row in np.flatnonzero(novelty.is_ood)
         ]
+
+
+def _notes(body: PredictAnswer) -> dict[str, str]:
+    """What a proxy in front can count without reading bodies; nothing for a plain answer."""
+    notes = {}
+    if "interventions" in body:
+        notes["x-policy-interventions"] = ",".join(sorted({note["kind"] for note in body["interventions"]}))
+    if "ood" in body:
+        notes["x-policy-ood"] = str(len(body["ood"]))
+    return notes

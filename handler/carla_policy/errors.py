@@ -103,6 +103,13 @@ class OutOfDistribution(_Unprocessable):
     type = "OUT_OF_DISTRIBUTION"
 
 
+class Draining(RequestError):
+    """The server is about to stop, and takes no new work."""
+
+    status, phrase = 503, "Service Unavailable"
+    type = "DRAINING"
+
+
 class InternalFailure(RequestError):
     """A fault of the service itself while it worked on this one request."""
 

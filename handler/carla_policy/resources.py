@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,6 +59,7 @@ class Resources:
             "version": card.version,
             "gitSha": card.git_sha,
             "device": policy.runtime.device,
+            "workerPid": os.getpid(),
             "inputShape": [card.observation.columns],
             "actionSpace": {
                 "layout": list(CONTROLS),

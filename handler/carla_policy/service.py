@@ -18,7 +18,7 @@ import numpy as np
 
 from carla_policy.answers import Answer, AnswerEncoder, Outcome
 from carla_policy.breaker import CircuitBreaker
-from carla_policy.errors import InternalFailure, OutOfDistribution, RequestError, UnknownResource
+from carla_policy.errors import Draining, InternalFailure, OutOfDistribution, RequestError, UnknownResource
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.policy import Evaluation
@@ -73,8 +73,10 @@ class PolicyService:
     Holds nothing of a request; the circuit breaker, off unless the card wants one, is all that it remembers.
     """
 
-    def __init__(self, loaded: LoadedPolicy) -> None:
+    def __init__(self, loaded: LoadedPolicy, is_draining: Callable[[], bool] = lambda: False) -> None:
+        """`is_draining` is asked once for each batch; while it says so, new work is refused."""
         self.loaded = loaded
+        self._is_draining = is_draining
         self._policy = loaded.policy
         card = loaded.policy.card
         self._card = card
@@ -90,7 +92,8 @@ class PolicyService:
     def parse(self, requests: Sequence[Request]) -> Batch:
         """First stage: each request's bytes to observations or to the error that it will be answered with."""
         started = time.perf_counter()
-        items = [self._guarded(self._parse_one, request) for request in requests]
+        step = self._refuse_work if self._is_draining() else self._parse_one
+        items = [self._guarded(step, request) for request in requests]
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
@@ -129,6 +132,9 @@ class PolicyService:
         return [
             self._encode_one(request, item, batch) for request, item in zip(batch.requests, batch.items, strict=True)
         ]
+
+    def _refuse_work(self, _: Request) -> None:
+        raise Draining("this server is about to stop and takes no new requests; send it to another, or again later")
 
     def _parse_one(self, request: Request) -> Prediction | Resource:
         if not request.resource:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,14 @@ class Verification:
     gate: str
     """What "reproduces" means for this version: the tile it runs in and the tolerance of its card."""
     stages: tuple[dict[str, Any], ...]
+    git_sha: str
+    atol: float
+    probes: tuple[dict[str, Any], ...]
+    """Requests of golden observations and the actions that the archive answers to them, for a server to repeat."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "archive": str(self.archive)}
+        shown = {name: value for name, value in vars(self).items() if name not in ("probes", "atol")}
+        return {**shown, "archive": str(self.archive)}
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,15 @@ def build(artifact: Path, store: Path) -> Build:
         verification = verify(candidate)
         if not unchanged:
             _publish(candidate, target)
-    return Build(Verification(**{**vars(verification), "archive": target}), unchanged, not_compiled)
+    return Build(replace(verification, archive=target), unchanged, not_compiled)
 
 
-def verify(archive: Path) -> Verification:
-    """Check `archive` alone: what `check` does, and a replay in a process of its own."""
+def verify(archive: Path, timeout_s: float = REPLAY_TIMEOUT_S) -> Verification:
+    """Check `archive` alone: what `check` does, and a replay in a process of its own, within `timeout_s`."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-verify-") as scratch:
         directory = Path(scratch).resolve()
         check(archive, directory)
-        result = _replay(directory)
+        result = _replay(directory, timeout_s)
     return Verification(
         archive=archive,
         version=result["version"],
@@ -91,6 +96,9 @@ def verify(archive: Path) -> Verification:
         vectors=result["vectors"],
         gate=result["gate"],
         stages=tuple(result["stages"]),
+        git_sha=result["git_sha"],
+        atol=result["atol"],
+        probes=tuple(result["probes"]),
     )
 
 
@@ -111,12 +119,12 @@ def _built_before(target: Path) -> ArtifactError:
     )
 
 
-def _replay(directory: Path) -> dict[str, Any]:
+def _replay(directory: Path, timeout_s: float) -> dict[str, Any]:
     command = [sys.executable, "-I", "-B", "-W", "ignore", str(isolated_replay.__file__), str(directory)]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=REPLAY_TIMEOUT_S, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        raise ArtifactError(f"replay: did not end within {REPLAY_TIMEOUT_S} s") from None
+        raise ArtifactError(f"replay: did not end within {timeout_s:g} s; does the handler hang?") from None
     lines = process.stdout.splitlines()
     if process.returncode or not lines:
         reason = (process.stderr.strip().splitlines() or ["no output"])[-1]

@@ -16,9 +16,11 @@ import typer
 
 from carla_policy.errors import ArtifactError
 from carla_policy.version import parse_version
-from carla_policy_tools.configuration import choose_ports, load_profile
 from carla_policy_tools.console import err, out, parity_table, print_json
 from carla_policy_tools.export.commands import app as export_app
+from carla_policy_tools.lifecycle import commands as lifecycle_commands
+from carla_policy_tools.lifecycle.registry import RegistryError
+from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name, naming
 from carla_policy_tools.torchserve import ServerError
 
@@ -27,8 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Store = Annotated[Path, typer.Option("--store", help="Directory of the archives.")]
+for verb in lifecycle_commands.VERBS:
+    app.command()(verb)
 
 
 @app.callback()
@@ -126,14 +128,15 @@ def init(
 @app.command()
 def serve(
     versions: Annotated[
-        list[str] | None, typer.Argument(help="Versions to serve; all in the store by default.")
+        list[str] | None,
+        typer.Argument(help="Versions for a new registry (all in the store by default), or to add to one."),
     ] = None,
     promote: Annotated[
-        str | None, typer.Option(help="Version that answers where none is named; the newest by default.")
+        str | None, typer.Option(help="With a new registry: version that answers where none is named; else the newest.")
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="A profile in config/profiles, or a .yaml file of your own.")
-    ] = "realtime",
+        str | None, typer.Option(help="A profile in config/profiles, or a .yaml file of your own. At first: realtime.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port for predictions; 0 takes free ports.", min=0, max=65535)] = 8080,
     management_port: Annotated[
         int | None, typer.Option(help="Port for management; the next one by default.", min=0, max=65535)
@@ -141,47 +144,66 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port for metrics; the next but one by default.", min=0, max=65535)
     ] = None,
+    health_port: Annotated[
+        int | None, typer.Option(help="Port for /livez and /readyz; the third after it by default.", min=0, max=65535)
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
     ] = None,
     store: Store = MODEL_STORE,
+    registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Start TorchServe on this machine, wait until every worker is ready, and serve until Ctrl-C.
+    """Serve what the registry declares on this machine: ready when every worker is, until Ctrl-C.
 
-    Example: `carla-policy serve --promote v0.1.0 --port 9080`
+    Without a registry, one is made of the versions in the store. Afterwards `register`, `promote`, `rollback` and
+    `retire` change it, and every start obeys it.
+
+    Example: `carla-policy serve --port 9080`
     """
     from carla_policy_tools import serving
     from carla_policy_tools.client import curl_command, golden_observations, request_body
-    from carla_policy_tools.torchserve import TorchServe
+    from carla_policy_tools.configuration import choose_ports
+    from carla_policy_tools.lifecycle.declaring import Declaration
+    from carla_policy_tools.lifecycle.endpoint import Endpoint
+    from carla_policy_tools.lifecycle.registry import RegistryFile
 
-    deployment = serving.choose_versions(store, versions or (), promote)
-    settings = load_profile(profile)
-    ports = choose_ports(port, management_port, metrics_port)
-    status = err.status(f"starting {', '.join(deployment.versions)}")
+    request = serving.Request(
+        registry_file=RegistryFile.of(store, registry),
+        ports=choose_ports(port, management_port, metrics_port, health_port),
+        versions=versions or (),
+        promote=promote,
+        profile=profile,
+        run_dir=run_dir,
+    )
+    status = err.status("starting")
 
-    def on_ready(server: TorchServe) -> None:
+    def on_start(declaration: Declaration) -> None:
+        status.update(f"starting {', '.join(declaration.profiles)}")
+        for notice in declaration.notices:
+            err.print(f"note: {notice}", markup=False)
+
+    def on_ready(declaration: Declaration, endpoint: Endpoint) -> None:
         status.stop()
         if as_json:
-            print_json(serving.describe(deployment, server))
+            print_json(serving.describe(declaration, endpoint))
             return
-        observations, recurrent = golden_observations(store / archive_name(deployment.promoted))
-        request = request_body(observations[:1], episode_start=recurrent)
-        out.print(f"ready: {', '.join(deployment.versions)}; promoted: {deployment.promoted}; profile: {profile}")
-        for kind in ("inference", "management", "metrics"):
-            out.print(f"  {kind:<11}{ports.url(kind)}")
-        out.print(f"  logs       {server.log_file}")
+        promoted = declaration.promoted
+        observations, recurrent = golden_observations(endpoint.store / archive_name(promoted))
+        out.print(f"ready: {', '.join(declaration.profiles)}; promoted: {promoted}; profile: {endpoint.profile}")
+        for kind in ("inference", "management", "metrics", "health"):
+            out.print(f"  {kind:<11}{endpoint.ports.url(kind)}")
+        out.print(f"  logs       {endpoint.log_file}")
         out.print("try:")
-        out.print(curl_command(ports.url("inference"), deployment.promoted, request), markup=False)
+        body = request_body(observations[:1], episode_start=recurrent)
+        out.print(curl_command(endpoint.ports.url("inference"), promoted, body), markup=False)
         out.print("stop with Ctrl-C")
 
     def on_trouble(reason: str) -> None:
         err.print(f"a worker has failed, the other versions are served on: {reason}", markup=False)
 
     with status:
-        serving.serve(
-            deployment, profile=settings, ports=ports, run_dir=run_dir, on_ready=on_ready, on_trouble=on_trouble
-        )
+        serving.serve(request, on_start=on_start, on_ready=on_ready, on_trouble=on_trouble)
     if not as_json:
         err.print("stopped")
 
@@ -255,7 +277,7 @@ def main() -> None:
 
     try:
         app()
-    except (ArtifactError, ServerError, RefusedRequest, ValueError, OSError) as error:
+    except (ArtifactError, ServerError, RegistryError, RefusedRequest, ValueError, OSError) as error:
         if isinstance(error, requests.ConnectionError):
             url = error.request.url if error.request else ""
             error = OSError(f"no server answers at {url}; start one with `carla-policy serve`, or name its --url")

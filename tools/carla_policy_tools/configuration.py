@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,11 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (CONFIG / "profiles").glob("*.yaml"))
 
 
+def profile_source(name: str) -> str:
+    """The spelling of a profile's name that means the same from everywhere: that of a file is its whole path."""
+    return str(Path(name).resolve()) if name.endswith(".yaml") else name
+
+
 def load_profile(name: str) -> Profile:
     """The profile `name`, or the one in the file that `name` is the path of; `ValueError` says what does not fit."""
     path = Path(name) if name.endswith(".yaml") else CONFIG / "profiles" / f"{name}.yaml"
@@ -49,30 +54,38 @@ def load_profile(name: str) -> Profile:
 
 @dataclass(frozen=True)
 class Ports:
-    """TorchServe's five ports. gRPC cannot be switched off, so it gets free ports on loopback."""
+    """TorchServe's five ports, and that of the probes.
+
+    gRPC cannot be switched off, so it gets free ports on loopback.
+    """
 
     inference: int
     management: int
     metrics: int
+    health: int
     grpc_inference: int
     grpc_management: int
 
     def url(self, kind: str) -> str:
-        """`http://127.0.0.1:<port>` of `inference`, `management` or `metrics`."""
+        """`http://127.0.0.1:<port>` of `inference`, `management`, `metrics` or `health`."""
         return f"http://{LOOPBACK}:{getattr(self, kind)}"
 
 
-def choose_ports(inference: int, management: int | None = None, metrics: int | None = None) -> Ports:
-    """Ports to listen on: 0 means any free one, and management and metrics follow inference unless given.
+def choose_ports(
+    inference: int, management: int | None = None, metrics: int | None = None, health: int | None = None
+) -> Ports:
+    """Ports to listen on: 0 means any free one, and the others follow inference unless given.
 
     Raises `OSError` naming the port that is taken, before anything is started.
     """
     wanted = {"port": inference}
-    for offset, (option, port) in enumerate({"management-port": management, "metrics-port": metrics}.items(), start=1):
+    others = {"management-port": management, "metrics-port": metrics, "health-port": health}
+    for offset, (option, port) in enumerate(others.items(), start=1):
         wanted[option] = port if port is not None else (inference + offset if inference else 0)
     fixed = [port for port in wanted.values() if port]
     if len(set(fixed)) != len(fixed):
-        raise ValueError(f"predictions, management and metrics need a port each, got {', '.join(map(str, fixed))}")
+        listed = ", ".join(map(str, fixed))
+        raise ValueError(f"predictions, management, metrics and health need a port each, got {listed}")
     sockets = []
     try:
         for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
@@ -90,9 +103,7 @@ def choose_ports(inference: int, management: int | None = None, metrics: int | N
             listener.close()
 
 
-def properties(
-    *, versions: Sequence[str], promoted: str, profile: Profile, ports: Ports, store: Path
-) -> Mapping[str, str]:
+def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path) -> Mapping[str, str]:
     """The checked-in `config.properties`, with the addresses, the store and the versions to load."""
     return read_properties(CONFIG_PROPERTIES) | {
         "inference_address": ports.url("inference"),
@@ -102,11 +113,11 @@ def properties(
         "grpc_management_port": str(ports.grpc_management),
         "metrics_config": str(CONFIG / "metrics.yaml"),
         "model_store": str(store.resolve()),
-        "model_snapshot": _snapshot(versions, promoted, profile),
+        "model_snapshot": _snapshot(versions, promoted),
     }
 
 
-def _snapshot(versions: Sequence[str], promoted: str, profile: Profile) -> str:
+def _snapshot(versions: Mapping[str, Profile], promoted: str) -> str:
     """TorchServe's own declaration of what to load: the only one that fixes the default version and a delay of 0."""
     models = {
         version: {
@@ -119,7 +130,7 @@ def _snapshot(versions: Sequence[str], promoted: str, profile: Profile) -> str:
             "responseTimeout": profile.response_timeout_s,
             "startupTimeout": profile.startup_timeout_s,
         }
-        for version in versions
+        for version, profile in versions.items()
     }
     snapshot = {"name": "declared.cfg", "modelCount": len(models), "created": 0, "models": {MODEL_NAME: models}}
     return json.dumps(snapshot, separators=(",", ":"))

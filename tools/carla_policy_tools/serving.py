@@ -1,110 +1,176 @@
-"""`carla-policy serve`: archives in, a ready server out, and nothing left when it stops."""
+"""`carla-policy serve`: what the registry declares, as a ready server; drained and gone when it is told to stop."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from carla_policy.version import parse_version, version_key
+import requests
+
+from carla_policy.digests import file_digest
+from carla_policy.errors import ArtifactError
 from carla_policy_tools.archive import check
-from carla_policy_tools.configuration import Ports, Profile, properties
-from carla_policy_tools.paths import archive_name, archived_versions, naming
+from carla_policy_tools.configuration import Ports, properties
+from carla_policy_tools.lifecycle import leftovers
+from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
+from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
+from carla_policy_tools.lifecycle.intents import under_way
+from carla_policy_tools.lifecycle.management import Management
+from carla_policy_tools.lifecycle.probes import Probes
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.lifecycle.stopping import drain
+from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
-_LOCK_FILE = "serve.lock"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """Which versions of a store to serve side by side, and which of them answers where none is named."""
+class Request:
+    """What a `serve` command line asks for; the registry, where there is one, says the rest."""
 
-    store: Path
-    versions: tuple[str, ...]
-    promoted: str
+    registry_file: RegistryFile
+    ports: Ports
+    versions: Sequence[str] = ()
+    promote: str | None = None
+    profile: str | None = None
+    run_dir: Path | None = None
 
 
 class StopRequested(BaseException):
     """Ctrl-C arrived, or SIGTERM, or the terminal was closed."""
 
 
-def choose_versions(store: Path, versions: Sequence[str] = (), promote: str | None = None) -> Deployment:
-    """All versions in `store` unless some are named; the newest is promoted unless one is named."""
-    available = archived_versions(store)
-    if not available:
-        raise ValueError(
-            f"{store}: there are no archives to serve; build one with `carla-policy build artifacts/<version>`"
-        )
-    chosen = sorted({parse_version(version) for version in versions}, key=version_key) or available
-    promoted = parse_version(promote) if promote else chosen[-1]
-    for version in (*chosen, promoted):
-        if version not in available:
-            raise ValueError(f"{store}: has no {version}, only {', '.join(available)}")
-    if promoted not in chosen:
-        raise ValueError(f"{promoted} is to be promoted, but only {', '.join(chosen)} are to be served")
-    return Deployment(store, tuple(chosen), promoted)
-
-
 def serve(
-    deployment: Deployment,
+    request: Request,
     *,
-    profile: Profile,
-    ports: Ports,
-    run_dir: Path | None,
-    on_ready: Callable[[TorchServe], None],
+    on_start: Callable[[Declaration], None],
+    on_ready: Callable[[Declaration, Endpoint], None],
     on_trouble: Callable[[str], None],
 ) -> None:
-    """Serve until asked to stop; returns then. `ServerError` if the server does not start or ends by itself.
+    """Serve until asked to stop; returns when everything that was asked has been answered and the server is gone.
 
-    Archives that have changed are refused with `ArtifactError` before anything is started. Once ready, a version
-    whose worker fails is told to `on_trouble`, and the others are served on.
-
-    Without a `run_dir` a temporary one is used, which stays only if something went wrong.
+    Archives that have changed are refused with `ArtifactError` before anything is started; `ServerError` if the server
+    does not start or ends by itself. Once ready, a version whose worker fails is told to `on_trouble`, and the others
+    are served on. Without a run directory a temporary one is used, which stays only if something went wrong.
     """
-    for version in deployment.versions:
-        with tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
-            archive = deployment.store / archive_name(version)
-            with naming(archive):
-                check(archive, Path(scratch))
-    settings = properties(
-        versions=deployment.versions, promoted=deployment.promoted, profile=profile, ports=ports, store=deployment.store
-    )
+    registry_file, ports = request.registry_file, request.ports
     try:
-        with _stop_signals(), _run_directory(run_dir) as directory, TorchServe(settings, ports, directory) as server:
-            try:
-                server.wait_ready(deployment.versions, profile.workers, profile.startup_timeout_s)
-                on_ready(server)
-                while True:
-                    server.check()
-                    for reason in server.take_load_failures():
-                        on_trouble(reason)
-                    time.sleep(WATCH_INTERVAL_S)
-            finally:
-                _ignore_stop_signals()
+        with _stop_signals(), announced(registry_file) as announcement:
+            leftovers.end_processes(announcement.previous)
+            leftovers.remove_copies()
+            declaration = declare(
+                settle(registry_file, None), registry_file.store, request.versions, request.promote, request.profile
+            )
+            on_start(declaration)
+            with _run_directory(request.run_dir) as directory:
+                endpoint = Endpoint(
+                    state="starting",
+                    pid=os.getpid(),
+                    ports=ports,
+                    profile=declaration.profiles[declaration.promoted],
+                    run_dir=directory,
+                )
+                announcement.say(endpoint)
+                with Probes(registry_file, ports.health):
+                    _run(request, declaration, announcement, endpoint, on_ready, on_trouble)
     except StopRequested:
         return
 
 
+def _run(
+    request: Request,
+    declaration: Declaration,
+    announcement: Announcement,
+    endpoint: Endpoint,
+    on_ready: Callable[[Declaration, Endpoint], None],
+    on_trouble: Callable[[str], None],
+) -> None:
+    registry_file, ports = request.registry_file, request.ports
+    settings = declaration.settings()
+    digests, git_shas = _take_copies(declaration, registry_file.store, endpoint.store)
+    started = properties(versions=settings, promoted=declaration.promoted, ports=ports, store=endpoint.store)
+    with TorchServe(started, ports, endpoint.run_dir) as server:
+        try:
+            endpoint = endpoint.model_copy(update={"server_pid": server.pid})
+            announcement.say(endpoint)
+            server.wait_ready(
+                {version: profile.workers for version, profile in settings.items()},
+                max(profile.startup_timeout_s for profile in settings.values()),
+            )
+            with registry_file.locked() as registry:
+                changed = recorded(registry, declaration, digests, git_shas, registry_file.store)
+                if changed != registry:
+                    registry_file.write(changed)
+            endpoint = endpoint.model_copy(update={"state": "ready"})
+            announcement.say(endpoint)
+            on_ready(declaration, endpoint)
+            _watch(server, registry_file, ports, on_trouble)
+        except StopRequested:
+            _ignore_stop_signals()
+            if endpoint.state == "ready" and server.pid:
+                announcement.say(endpoint.model_copy(update={"state": "draining"}))
+                drain(ports, server.pid, list(registry_file.read().versions), server.drain_file)
+            raise
+        finally:
+            _ignore_stop_signals()
+
+
+def _watch(server: TorchServe, registry_file: RegistryFile, ports: Ports, on_trouble: Callable[[str], None]) -> None:
+    """Until the server ends or is told to: say what fails, and take back what killed commands left half done."""
+    with Management(ports.url("management")) as management:
+        while True:
+            server.check()
+            for version, reason in server.take_load_failures():
+                on_trouble(f"{version}: {reason}")
+            if under_way(registry_file):
+                with suppress(requests.RequestException, RegistryError, ArtifactError):
+                    settle(registry_file, management)
+            time.sleep(WATCH_INTERVAL_S)
+
+
+def _take_copies(declaration: Declaration, store: Path, copies: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Copy the archives to where the server loads from, each checked as a copy; digests and git SHAs by version."""
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    digests, git_shas = {}, {}
+    for version in declaration.profiles:
+        archive = store / archive_name(version)
+        copy = copies / archive.name
+        with naming(archive), tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
+            try:
+                shutil.copyfile(archive, copy)
+            except OSError as error:
+                raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
+            card = check(copy, Path(scratch))
+            digests[version], git_shas[version] = file_digest(copy), card.git_sha
+            registered = declaration.digests.get(version, digests[version])
+            if digests[version] != registered:
+                raise ArtifactError(
+                    f"{archive}: has changed since {version} was registered: expected {registered}, got "
+                    f"{digests[version]}; put that archive back, or `carla-policy retire {version}`"
+                )
+    return digests, git_shas
+
+
 @contextmanager
 def _run_directory(given: Path | None) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="carla-policy-")) if given is None else given.resolve()
+    directory = Path(tempfile.mkdtemp(prefix=leftovers.RUN_DIRECTORY_PREFIX)) if given is None else given.resolve()
     if directory.exists() and not directory.is_dir():
         raise ServerError(f"{directory}: is not a directory; choose another --run-dir")
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServerError(f"{directory}: another server runs there; choose another --run-dir") from None
+    with (directory / leftovers.LOCK_FILE).open("w") as lock:
+        if not try_lock(lock.fileno()):
+            raise ServerError(f"{directory}: another server runs there; choose another --run-dir")
         shutil.rmtree(directory / "tmp", ignore_errors=True)  # copies that a killed server unpacked
         keep = given is not None
         try:
@@ -113,7 +179,8 @@ def _run_directory(given: Path | None) -> Iterator[Path]:
             keep = True
             raise
         finally:
-            shutil.rmtree(directory if not keep else directory / "tmp", ignore_errors=True)
+            for copies in [directory / name for name in leftovers.COPIES] if keep else [directory]:
+                shutil.rmtree(copies, ignore_errors=True)
 
 
 @contextmanager
@@ -138,16 +205,17 @@ def _ignore_stop_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def describe(deployment: Deployment, server: TorchServe) -> dict[str, object]:
+def describe(declaration: Declaration, endpoint: Endpoint) -> dict[str, object]:
     """What a ready server is: for `serve --json`."""
     return {
         "status": "ready",
-        "versions": list(deployment.versions),
-        "promoted": deployment.promoted,
-        "inference": server.ports.url("inference"),
-        "management": server.ports.url("management"),
-        "metrics": server.ports.url("metrics"),
-        "pid": os.getpid(),
-        "server_pid": server.pid,
-        "run_dir": str(server.run_dir),
+        "versions": list(declaration.profiles),
+        "promoted": declaration.promoted,
+        "inference": endpoint.ports.url("inference"),
+        "management": endpoint.ports.url("management"),
+        "metrics": endpoint.ports.url("metrics"),
+        "health": endpoint.ports.url("health"),
+        "pid": endpoint.pid,
+        "server_pid": endpoint.server_pid,
+        "run_dir": str(endpoint.run_dir),
     }

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import ts
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import CONFIG, MODEL_NAME
+from carla_policy_tools.worker_log import is_death, load_failure
 
 POLL_INTERVAL_S = 0.02
 STOP_TIMEOUT_S = 10.0
@@ -33,8 +33,6 @@ LAST_LINES = 15
 MAX_TEMP_PATH = 70
 """Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
 
-_LOAD_FAILURE = re.compile(r"carla_policy does not load: (?P<reason>.*)")
-_START_FAILURE = re.compile(r"Error while retrieving snapshot|Backend worker process died|Load model failed")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,7 +49,7 @@ class TorchServe:
         self._settings = settings
         self._process: subprocess.Popen[str] | None = None
         self._output: deque[str] = deque(maxlen=200)
-        self._load_failures: deque[str] = deque(maxlen=20)
+        self._load_failures: deque[tuple[str, str]] = deque(maxlen=20)
         self._start_failure: str | None = None
         self._reader: threading.Thread | None = None
 
@@ -70,6 +68,11 @@ class TorchServe:
     def log_file(self) -> Path:
         return self.run_dir / "logs" / "torchserve.log"
 
+    @property
+    def drain_file(self) -> Path:
+        """While this file exists, the workers refuse new requests."""
+        return self.run_dir / "draining"
+
     def start(self) -> None:
         """Start the server process; returns at once."""
         temp, logs = self.run_dir / "tmp", self.run_dir / "logs"
@@ -77,6 +80,7 @@ class TorchServe:
             raise ServerError(f"{self.run_dir}: too long a path for the workers' sockets; choose a shorter --run-dir")
         for directory in (temp, logs):
             directory.mkdir(parents=True, exist_ok=True)
+        self.drain_file.unlink(missing_ok=True)
         config = self.run_dir / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
         environment = {
@@ -85,6 +89,7 @@ class TorchServe:
             "TEMP": str(temp),
             "LOG_LOCATION": str(logs),
             "METRICS_LOCATION": str(logs),
+            "CARLA_POLICY_DRAIN_FILE": str(self.drain_file),
             # A worker's directory holds exactly the archive's files, also after it has run.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -103,23 +108,23 @@ class TorchServe:
         self._reader = threading.Thread(target=self._read_output, name="torchserve-output", daemon=True)
         self._reader.start()
 
-    def wait_ready(self, versions: Sequence[str], workers: int, timeout_s: float) -> None:
-        """Return when every worker of every version is READY; `ServerError` as soon as that cannot happen any more."""
+    def wait_ready(self, workers: Mapping[str, int], timeout_s: float) -> None:
+        """Return when each version has so many workers READY; `ServerError` as soon as that cannot happen any more."""
         deadline = time.monotonic() + timeout_s
-        missing = list(versions)
+        missing = list(workers)
         with requests.Session() as session:
             session.trust_env = False
             while missing:
                 self.check()
                 self._check_start()
-                missing = [version for version in missing if self._ready_workers(session, version) < workers]
+                missing = [version for version in missing if self._ready_workers(session, version) < workers[version]]
                 if missing and time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout_s:g} s: {', '.join(missing)}; see {self.log_file}")
                 if missing:
                     time.sleep(POLL_INTERVAL_S)
 
-    def take_load_failures(self) -> list[str]:
-        """What workers have said, since the last call, about versions that do not load."""
+    def take_load_failures(self) -> list[tuple[str, str]]:
+        """Versions that do not load, and what their workers have said about it since the last call."""
         return [self._load_failures.popleft() for _ in range(len(self._load_failures))]
 
     def check(self) -> None:
@@ -135,7 +140,8 @@ class TorchServe:
     def _check_start(self) -> None:
         failures = self.take_load_failures()
         if failures:
-            raise ServerError(f"a version does not load: {failures[0]} (log: {self.log_file})")
+            version, reason = failures[0]
+            raise ServerError(f"{version} does not load: {reason} (log: {self.log_file})")
         if self._start_failure:
             time.sleep(LAST_WORDS_S)
             raise ServerError(f"a version does not load (log: {self.log_file}):\n{self._last_words()}")
@@ -171,10 +177,10 @@ class TorchServe:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._output.append(line.rstrip("\n"))
-            failure = _LOAD_FAILURE.search(line)
+            failure = load_failure(line)
             if failure:
-                self._load_failures.append(failure["reason"])
-            elif _START_FAILURE.search(line):
+                self._load_failures.append(failure)
+            elif is_death(line) or "Error while retrieving snapshot" in line:
                 self._start_failure = line
 
 

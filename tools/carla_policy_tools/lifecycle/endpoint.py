@@ -1,0 +1,100 @@
+"""How commands find the server that serves a registry: a file beside the registry, locked while the server lives."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from carla_policy_tools.configuration import Ports
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+
+State = Literal["starting", "ready", "draining"]
+
+
+class Endpoint(BaseModel):
+    """A running server: where it listens, who it is, and what it starts versions with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: State
+    pid: int
+    """Of the `serve` command."""
+    server_pid: int | None = None
+    """Of TorchServe, which also leads the process group of the workers."""
+    ports: Ports
+    profile: str
+    """What it was started with, and what versions are registered with unless told otherwise."""
+    run_dir: Path
+
+    @property
+    def store(self) -> Path:
+        """The server's own copies of the archives that it was told to load."""
+        return self.run_dir / "store"
+
+    @property
+    def log_file(self) -> Path:
+        return self.run_dir / "logs" / "torchserve.log"
+
+
+class Announcement:
+    """The server's side: says how it is reached, for as long as it lives."""
+
+    def __init__(self, descriptor: int, previous: Endpoint | None) -> None:
+        self._descriptor = descriptor
+        self.previous = previous
+        """What an earlier server left here that was killed."""
+
+    def say(self, endpoint: Endpoint) -> None:
+        """Replace what is announced."""
+        data = endpoint.model_dump_json().encode() + b"\n"
+        os.pwrite(self._descriptor, data, 0)
+        os.ftruncate(self._descriptor, len(data))
+
+
+@contextmanager
+def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
+    """Be the one server of a registry; `RegistryError` if another one is."""
+    path = registry_file.server_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not try_lock(descriptor):
+            raise RegistryError(
+                f"{registry_file.path}: a server serves this registry already; stop it, or name another --registry"
+            )
+        yield Announcement(descriptor, _read(path))
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def find_server(registry_file: RegistryFile) -> Endpoint | None:
+    """The server that serves this registry, or none if none is running."""
+    path = registry_file.server_file
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return None if try_lock(file.fileno()) else _read(path)
+    return None
+
+
+def require_server(registry_file: RegistryFile) -> Endpoint:
+    """The ready server of this registry; `RegistryError` says why there is none."""
+    endpoint = find_server(registry_file)
+    if endpoint is None:
+        raise RegistryError(f"no server serves {registry_file.path}; start one with `carla-policy serve`")
+    if endpoint.state != "ready":
+        raise RegistryError(f"the server of {registry_file.path} is {endpoint.state}; try again when it is ready")
+    return endpoint
+
+
+def _read(path: Path) -> Endpoint | None:
+    """What is announced; none where nothing is, or where it is being written at this moment."""
+    try:
+        return Endpoint.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        return None

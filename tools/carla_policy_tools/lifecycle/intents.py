@@ -1,0 +1,121 @@
+"""Changes that are under way: a file for each, held open and locked by the command that makes the change.
+
+The registry changes only when a change is done. A file here whose lock is free belongs to a command that was killed:
+whoever comes next takes the change back (see `reconciling`) and removes the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from carla_policy_tools.lifecycle.records import now, operator
+from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
+from carla_policy_tools.paths import sorted_versions
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A change that was announced."""
+
+    version: str
+    verb: str
+    by: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.version} by {self.by} since {self.since}"
+
+
+@contextmanager
+def intent(registry_file: RegistryFile, verb: str, version: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Announce a change of `version` until the block ends.
+
+    `RegistryError` if another one is under way, and still is after `patience_s`.
+    """
+    directory = registry_file.intents_directory
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / version
+    deadline = time.monotonic() + patience_s
+    while (file := _claim(path)) is None:
+        if time.monotonic() > deadline:
+            raise RegistryError(
+                f"{version}: another change is under way: {_read(path) or 'just done'}; try again when it is done"
+            )
+        time.sleep(POLL_S)
+    with file:
+        file.write(json.dumps({"verb": verb, "by": operator(), "since": now().isoformat(timespec="seconds")}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def under_way(registry_file: RegistryFile) -> list[Intent]:
+    """Announced changes, also those whose command was killed."""
+    directory = registry_file.intents_directory
+    names = sorted_versions(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return [found for name in names if (found := _read(directory / name))]
+
+
+@contextmanager
+def interrupted(registry_file: RegistryFile) -> Iterator[list[Intent]]:
+    """Changes whose command was killed. They are removed when the block ends without an error. Hold the lock."""
+    directory = registry_file.intents_directory
+    held = []
+    try:
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            try:
+                descriptor = os.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                continue
+            if try_lock(descriptor) and _is_still(path, descriptor):
+                held.append((path, descriptor))
+            else:
+                os.close(descriptor)
+        yield [found for path, _ in held if (found := _read(path))]
+        for path, _ in held:
+            path.unlink(missing_ok=True)
+    finally:
+        for _, descriptor in held:
+            os.close(descriptor)
+
+
+def _claim(path: Path) -> IO[str] | None:
+    """The file of a change, open and locked; none while somebody else has it.
+
+    What a killed command left in it is not overwritten: that change has to be taken back first (see `settling`).
+    """
+    file = path.open("a", encoding="utf-8")
+    if try_lock(file.fileno()) and _is_still(path, file.fileno()) and file.tell() == 0:
+        return file
+    file.close()
+    return None
+
+
+def _read(path: Path) -> Intent | None:
+    """The intent in a file; none where the file is gone, and an unnamed one where its command died while writing."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
+    except (ValueError, KeyError, TypeError):
+        return Intent(path.name, "change", "an unknown operator", "an unknown time")
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the opened file still has its name: another command may have ended and removed it meanwhile."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,155 @@
+"""TorchServe's management API, as far as versions need it, with its surprises kept in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from carla_policy_tools.configuration import Profile
+from carla_policy_tools.lifecycle.registry import RegistryError
+from carla_policy_tools.paths import MODEL_NAME, archive_name
+
+TIMEOUT_S = 5.0
+POLL_S = 0.02
+_BARRIER_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    pid: int
+    """0 or -1 while there is no process."""
+    status: str
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """A version as TorchServe describes it."""
+
+    version: str
+    workers: tuple[Worker, ...]
+    min_workers: int
+    queued: int
+    batch_size: int
+    max_batch_delay_ms: int
+
+    @property
+    def ready_workers(self) -> int:
+        return sum(worker.status == "READY" for worker in self.workers)
+
+    @property
+    def ready(self) -> bool:
+        """All workers that it was told to have are READY."""
+        return self.ready_workers >= max(self.min_workers, 1)
+
+
+class Management:
+    """The management port of one server. Use as a context manager. Raises `requests.RequestException` if it is gone."""
+
+    def __init__(self, url: str) -> None:
+        self._models = f"{url}/models"
+        self._model = f"{self._models}/{MODEL_NAME}"
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def __enter__(self) -> Management:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def versions(self) -> dict[str, ServedVersion]:
+        """Every version that the server has, also those without workers."""
+        answer = self._session.get(f"{self._model}/all", timeout=TIMEOUT_S)
+        return {} if answer.status_code == 404 else {found["modelVersion"]: _served(found) for found in _json(answer)}
+
+    def version(self, version: str) -> ServedVersion | None:
+        answer = self._session.get(f"{self._model}/{version}", timeout=TIMEOUT_S)
+        return None if answer.status_code == 404 else _served(_json(answer)[0])
+
+    def default(self) -> str | None:
+        """The version that answers where none is named: only this answer tells it."""
+        answer = self._session.get(self._model, timeout=TIMEOUT_S)
+        return None if answer.status_code == 404 else str(_json(answer)[0]["modelVersion"])
+
+    def register(self, version: str, profile: Profile) -> None:
+        """Begin to load a version from the server's store; returns at once.
+
+        A synchronous call would hold up an event loop that predictions share. Response and start-up time-outs are
+        those in the archive's own configuration: TorchServe 0.12 prefers them to these parameters.
+        """
+        parameters: dict[str, str | int] = {
+            "url": archive_name(version),
+            "initial_workers": profile.workers,
+            "batch_size": profile.batch_size,
+            "max_batch_delay": profile.max_batch_delay_ms,
+            "response_timeout": profile.response_timeout_s,
+            "startup_timeout": profile.startup_timeout_s,
+            "synchronous": "false",
+        }
+        _check(self._session.post(self._models, params=parameters, timeout=TIMEOUT_S), f"register {version}")
+
+    def scale(self, version: str, workers: int) -> None:
+        """Ask for so many workers; returns at once."""
+        parameters: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
+        _check(self._session.put(f"{self._model}/{version}", params=parameters, timeout=TIMEOUT_S), f"scale {version}")
+
+    def set_default(self, version: str) -> None:
+        """Promote, and see that it is so. TorchServe does not check that the version has workers."""
+        _check(self._session.put(f"{self._model}/{version}/set-default", timeout=TIMEOUT_S), f"promote {version}")
+        if (default := self.default()) != version:
+            raise RegistryError(f"{version}: was made the default, but the server's default is {default}")
+
+    def unregister(self, version: str) -> None:
+        """Remove a version at once: whatever it still works on or has queued is never answered. Drain it before."""
+        answer = self._session.delete(f"{self._model}/{version}", timeout=TIMEOUT_S)
+        if answer.status_code != 404:
+            _check(answer, f"retire {version}")
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.version(version) is not None:
+            if time.monotonic() > deadline:
+                raise RegistryError(f"{version}: is still listed {TIMEOUT_S:g} s after it was unregistered")
+            time.sleep(POLL_S)
+
+    def barrier(self, version: str, timeout_s: float = _BARRIER_TIMEOUT_S) -> int | None:
+        """Go through the queue of a version; the pid of the worker that answered, which had done all before it.
+
+        None if no worker answers within `timeout_s`.
+        """
+        try:
+            answer = self._session.get(f"{self._model}/{version}", params={"customized": "true"}, timeout=timeout_s)
+        except requests.Timeout:
+            return None
+        if not answer.ok:
+            return None
+        metadata = _json(answer)[0].get("customizedMetadata")
+        return metadata.get("workerPid") if isinstance(metadata, dict) else None
+
+
+def _served(found: Mapping[str, Any]) -> ServedVersion:
+    return ServedVersion(
+        version=found["modelVersion"],
+        workers=tuple(Worker(int(worker["pid"]), worker["status"]) for worker in found["workers"]),
+        min_workers=int(found["minWorkers"]),
+        queued=int(found["jobQueueStatus"]["pendingRequests"]),
+        batch_size=int(found["batchSize"]),
+        max_batch_delay_ms=int(found["maxBatchDelay"]),
+    )
+
+
+def _check(answer: requests.Response, what: str) -> None:
+    if not answer.ok:
+        try:
+            reason = answer.json()["message"]
+        except (ValueError, KeyError, TypeError):
+            reason = answer.text[:200]
+        raise RegistryError(f"{what}: the server refused with {answer.status_code}: {reason}")
+
+
+def _json(answer: requests.Response) -> Any:
+    if not answer.ok:
+        raise RegistryError(f"{answer.url}: the server answered {answer.status_code}: {answer.text[:200]}")
+    return answer.json()

@@ -1,0 +1,91 @@
+"""`carla-policy reconcile`: make a running server what its registry declares."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+
+from carla_policy.digests import file_digest
+from carla_policy.errors import ArtifactError
+from carla_policy_tools.configuration import Profile
+from carla_policy_tools.lifecycle.draining import pass_queue
+from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
+from carla_policy_tools.lifecycle.intents import under_way
+from carla_policy_tools.lifecycle.management import Management, ServedVersion
+from carla_policy_tools.lifecycle.records import VersionRecord
+from carla_policy_tools.lifecycle.registering import wait_ready
+from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.lifecycle.status import Status, profiles_of, read_status
+from carla_policy_tools.paths import archive_name
+from carla_policy_tools.worker_log import WorkerLog
+
+DRAIN_TIMEOUT_S = 5.0
+RECOVERY_S = 5.0
+"""What a version with too few workers gets to recover by TorchServe's own restarts, before it is loaded anew."""
+
+
+def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lambda _: None) -> Status:
+    """Load what is missing, promote what is declared, restart what has died, remove what nobody declared.
+
+    Versions that another operator is changing at this moment are left alone. Returns the status afterwards; what
+    cannot be mended here, such as a changed archive, is still in its `drift`.
+    """
+    endpoint = require_server(registry_file)
+    with Management(endpoint.ports.url("management")) as management:
+        settle(registry_file, management)
+        with registry_file.locked() as registry:
+            changing = {change.version for change in under_way(registry_file)}
+            for version, profile in profiles_of(registry).items():
+                if version not in changing:
+                    _restore(registry_file, management, endpoint, version, profile, registry.versions[version], on_step)
+            if registry.promoted and registry.promoted not in changing and management.default() != registry.promoted:
+                on_step(f"promoting {registry.promoted}")
+                management.set_default(registry.promoted)
+            for version in management.versions().keys() - registry.versions.keys() - changing:
+                on_step(f"removing {version}")
+                pass_queue(management, version, DRAIN_TIMEOUT_S)
+                management.unregister(version)
+    return read_status(registry_file)
+
+
+def _restore(
+    registry_file: RegistryFile,
+    management: Management,
+    endpoint: Endpoint,
+    version: str,
+    profile: Profile,
+    record: VersionRecord,
+    on_step: Callable[[str], None],
+) -> None:
+    log = WorkerLog(endpoint.log_file, version)
+    served = management.version(version)
+    if served is not None and _recovers(management, served, version, profile):
+        return
+    on_step(f"loading {version}")
+    copy = endpoint.store / archive_name(version)
+    if not copy.is_file():
+        endpoint.store.mkdir(exist_ok=True)
+        shutil.copyfile(registry_file.store / copy.name, copy)
+    if file_digest(copy) != record.digest:
+        raise ArtifactError(f"{copy}: has changed since {version} was registered; put {record.digest} back")
+    if served is None:
+        management.register(version, profile)
+    else:
+        # Workers that TorchServe has given up come back only when their number is changed.
+        management.scale(version, 0)
+        management.scale(version, profile.workers)
+    wait_ready(management, version, profile.workers, log, time.monotonic() + profile.startup_timeout_s)
+
+
+def _recovers(management: Management, served: ServedVersion, version: str, profile: Profile) -> bool:
+    """Whether a version has all its workers, or gets them back by itself."""
+    deadline = time.monotonic() + RECOVERY_S
+    found: ServedVersion | None = served
+    while found is not None and found.ready_workers < profile.workers and time.monotonic() < deadline:
+        if found.min_workers != profile.workers:
+            management.scale(version, profile.workers)
+        time.sleep(0.1)
+        found = management.version(version)
+    return found is not None and found.ready_workers >= profile.workers

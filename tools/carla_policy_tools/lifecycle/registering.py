@@ -1,0 +1,157 @@
+"""`carla-policy register`: a version joins a running server only if it reproduces its golden vectors there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import requests
+
+from carla_policy.errors import ArtifactError
+from carla_policy_tools.build import Verification, verify
+from carla_policy_tools.configuration import Profile, load_profile, profile_source
+from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
+from carla_policy_tools.lifecycle.intents import intent
+from carla_policy_tools.lifecycle.management import POLL_S, Management
+from carla_policy_tools.lifecycle.records import Event, Registry, VersionRecord
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
+from carla_policy_tools.lifecycle.replay import replay
+from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.paths import archive_name, archived_versions, naming
+from carla_policy_tools.worker_log import WorkerLog
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A version that was registered, and how its answers over HTTP compare with those of the archive alone."""
+
+    registry: Registry
+    version: str
+    digest: str
+    actions: int
+    bit_equal: int
+
+
+def register(
+    registry_file: RegistryFile,
+    version: str,
+    *,
+    profile: str | None = None,
+    reason: str = "",
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Registration:
+    """Verify, load beside the versions that are served, replay over HTTP, record; or leave everything as it was.
+
+    Raises `ArtifactError` for an archive that must not be served and `RegistryError` for anything else that stands
+    against it, with the worker's own words.
+    """
+    endpoint = require_server(registry_file)
+    name = profile_source(profile or endpoint.profile)
+    settings = load_profile(name)
+    with Management(endpoint.ports.url("management")) as management:
+        check_can_register(settle(registry_file, management), management, version)
+        with intent(registry_file, "register", version):
+            check_can_register(registry_file.read(), management, version)
+            on_step("verifying")
+            verification = _take(registry_file.store / archive_name(version), endpoint, settings)
+            try:
+                on_step("loading")
+                _load(management, endpoint, version, settings)
+                on_step("replaying golden vectors over HTTP")
+                counts = replay(endpoint.ports.url("inference"), version, verification.probes, verification.atol)
+                with registry_file.locked() as registry:
+                    newcomer = Newcomer(version, verification.digest, verification.git_sha, name)
+                    registry = record(registry, [newcomer], registry_file.store, reason)
+                    registry_file.write(registry)
+            except BaseException:
+                with suppress(requests.RequestException, RegistryError):
+                    management.unregister(version)
+                (endpoint.store / archive_name(version)).unlink(missing_ok=True)
+                raise
+    return Registration(registry, version, verification.digest, **counts)
+
+
+def check_can_register(registry: Registry, management: Management, version: str) -> None:
+    """`RegistryError` for a version that is registered, or on the server without being so."""
+    if version in registry.versions:
+        raise RegistryError(f"{version}: is registered already, with archive {registry.versions[version].digest}")
+    if management.version(version) is not None:
+        raise RegistryError(
+            f"{version}: the server has it, but nobody registered it here; `carla-policy reconcile` removes it"
+        )
+
+
+def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
+    """Copy an archive to where the server loads from, verified as a copy: what is loaded is what was verified."""
+    if not archive.is_file():
+        available = ", ".join(archived_versions(archive.parent)) or "no archive"
+        raise ArtifactError(f"{archive}: not found; the store has {available}; `carla-policy build` makes archives")
+    endpoint.store.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch, naming(archive):
+        copy = Path(scratch, archive.name)
+        shutil.copyfile(archive, copy)
+        verification = verify(copy, settings.startup_timeout_s)
+        copy.replace(endpoint.store / archive.name)
+    return verification
+
+
+def _load(management: Management, endpoint: Endpoint, version: str, settings: Profile) -> None:
+    log = WorkerLog(endpoint.log_file, version)
+    deadline = time.monotonic() + settings.startup_timeout_s
+    management.register(version, settings)
+    wait_ready(management, version, settings.workers, log, deadline)
+
+
+def wait_ready(management: Management, version: str, workers: int, log: WorkerLog, deadline: float) -> None:
+    """Return when `workers` workers are READY; `RegistryError` with the worker's words as soon as one has failed."""
+    while True:
+        served = management.version(version)
+        if served is not None and served.min_workers != workers:
+            management.scale(version, workers)  # the archive's own configuration says how many it is registered with
+        elif served is not None and served.ready_workers >= workers:
+            return
+        failure = log.failure()
+        if failure:
+            raise RegistryError(f"{version}: does not load: {failure}")
+        if time.monotonic() > deadline:
+            raise RegistryError(f"{version}: not ready in time; its worker's last words: {log.last_words()}")
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A version that is to be recorded: digest of its archive, git SHA of its training code, profile."""
+
+    version: str
+    digest: str
+    git_sha: str
+    profile: str
+
+
+def record(
+    registry: Registry, newcomers: Sequence[Newcomer], store: Path, reason: str, promote: str | None = None
+) -> Registry:
+    """`registry` with versions registered, and one of them promoted where that is asked for."""
+    events: list[Event] = []
+    records = {}
+    for offset, newcomer in enumerate(newcomers, start=1):
+        version, digest, profile = newcomer.version, newcomer.digest, newcomer.profile
+        event = registry.event("register", version, offset=offset, reason=reason, digest=digest, profile=profile)
+        events.append(event)
+        records[version] = VersionRecord(
+            digest=digest,
+            git_sha=newcomer.git_sha,
+            built=datetime.fromtimestamp((store / archive_name(version)).stat().st_mtime, UTC),
+            registered=event.at,
+            registered_by=event.by,
+            profile=profile,
+        )
+    if promote:
+        events.append(registry.event("promote", promote, offset=len(events) + 1, reason=reason))
+    return registry.after(*events, records=records)

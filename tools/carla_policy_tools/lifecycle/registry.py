@@ -1,0 +1,118 @@
+"""The registry's file: read as a whole, changed under a lock, replaced in one step.
+
+Beside `registry.json` lie `registry.json.lock` and the directory `registry.json.pending`, which holds the intents of
+changes that are under way (see `intents`). Whoever is killed, at whatever moment, leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from carla_policy.errors import ArtifactError
+from carla_policy_tools.lifecycle.records import Registry
+
+REGISTRY_FILE = "registry.json"
+LOCK_TIMEOUT_S = 30.0
+POLL_S = 0.01
+
+
+class RegistryError(RuntimeError):
+    """A change of versions that cannot be made; the message says why, and what to do."""
+
+
+class RegistryFile:
+    """The registry of one deployment: `<store>/registry.json` unless another file is named."""
+
+    def __init__(self, path: Path, store: Path) -> None:
+        self.path = path
+        self.store = store
+
+    @classmethod
+    def of(cls, store: Path, path: Path | None = None) -> RegistryFile:
+        return cls(path or store / REGISTRY_FILE, store)
+
+    @property
+    def intents_directory(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.pending")
+
+    @property
+    def server_file(self) -> Path:
+        """Where the server that serves this registry says how to reach it."""
+        return self.path.with_name(f"{self.path.name}.server")
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def read(self) -> Registry:
+        """The registry as it stands, empty where there is no file; `ArtifactError` for a file that is none."""
+        try:
+            text = self.path.read_text("utf-8")
+        except FileNotFoundError:
+            return Registry()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{self.path}: cannot be read: {error}") from None
+        try:
+            return Registry.model_validate_json(text)
+        except ValidationError as error:
+            findings = "; ".join(
+                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}" for found in error.errors()[:5]
+            )
+            raise ArtifactError(
+                f"{self.path}: not a registry ({findings}); put a copy back, or change versions by the commands only"
+            ) from None
+
+    def write(self, registry: Registry) -> None:
+        """Replace the file in one step that a crash cannot split. Hold the lock."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(_dump(registry))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Registry]:
+        """The registry, while nobody else may change it; `RegistryError` if somebody holds on to it too long."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+            deadline = time.monotonic() + timeout_s
+            while not try_lock(lock.fileno()):
+                if time.monotonic() > deadline:
+                    raise RegistryError(f"{self.path}: another command has held the lock for {timeout_s:g} s")
+                time.sleep(POLL_S)
+            yield self.read()
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for as long as it stays open, unless somebody else has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _dump(registry: Registry) -> str:
+    """JSON for people too: one line for each version and each event."""
+    content = registry.model_dump(mode="json", exclude_none=True)
+    versions = ",\n".join(f"  {json.dumps(name)}: {json.dumps(record)}" for name, record in content["versions"].items())
+    history = ",\n".join(f"  {json.dumps(event)}" for event in content["history"])
+    head = {key: value for key, value in content.items() if key not in ("versions", "history")}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    lines.append(f' "versions": {{\n{versions}\n }}')
+    lines.append(f' "history": [\n{history}\n ]')
+    return "{\n" + ",\n".join(lines) + "\n}\n"

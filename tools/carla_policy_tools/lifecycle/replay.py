@@ -1,0 +1,47 @@
+"""The last gate before a version is registered: golden observations, asked over HTTP from the running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import requests
+
+from carla_policy_tools.client import prediction_url
+from carla_policy_tools.lifecycle.registry import RegistryError
+
+TIMEOUT_S = 30.0
+
+
+def replay(base: str, version: str, probes: Sequence[Mapping[str, Any]], atol: float) -> dict[str, int]:
+    """Ask the server at `base` every probe of a verified archive; counts of actions and of those with the same bits.
+
+    A probe is a request and the actions that the archive answered to it when it was verified alone. Raises
+    `RegistryError` at the first number that differs by more than `atol`.
+    """
+    actions = bit_equal = 0
+    with requests.Session() as session:
+        session.trust_env = False
+        for probe in probes:
+            answer = _ask(session, prediction_url(base, version), probe["request"])
+            if answer.get("version") != version or len(answer["actions"]) != len(probe["actions"]):
+                raise RegistryError(f"{version}: a golden request was answered with {str(answer)[:200]}")
+            for expected, got in zip(probe["actions"], answer["actions"], strict=True):
+                for name, value in expected.items():
+                    if not abs(got[name] - value) <= atol:
+                        raise RegistryError(
+                            f"{version}: golden observation {actions}, {name}: expected {value!r}, the server answers "
+                            f"{got[name]!r} (tolerance {atol:g})"
+                        )
+                actions += 1
+                bit_equal += got == expected
+    return {"actions": actions, "bit_equal": bit_equal}
+
+
+def _ask(session: requests.Session, url: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    answer = session.post(url, data=json.dumps(request).encode(), headers=headers, timeout=TIMEOUT_S)
+    if not answer.ok:
+        raise RegistryError(f"{url}: a golden request was refused with {answer.status_code}: {answer.text[:200]}")
+    return dict(answer.json())

@@ -1,0 +1,117 @@
+"""What is declared against what runs: `status` shows the difference, `reconciling` mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from carla_policy.digests import file_digest
+from carla_policy_tools.configuration import Profile, load_profile
+from carla_policy_tools.lifecycle.endpoint import Endpoint, find_server
+from carla_policy_tools.lifecycle.intents import Intent, under_way
+from carla_policy_tools.lifecycle.management import Management, ServedVersion
+from carla_policy_tools.lifecycle.records import Registry
+from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.paths import archive_name, archived_versions, sorted_versions
+
+
+@dataclass(frozen=True)
+class Status:
+    """A registry, its server if one runs, and how they differ."""
+
+    registry: Registry
+    endpoint: Endpoint | None
+    served: dict[str, ServedVersion]
+    default: str | None
+    changes: list[Intent]
+    """Under way at this moment."""
+    drift: list[str]
+    """Each difference between declared and actual, in words; none is good."""
+    unregistered: list[str]
+    """Versions that only the store has."""
+
+    def to_json(self) -> dict[str, object]:
+        registry, endpoint = self.registry, self.endpoint
+        return {
+            "promoted": registry.promoted,
+            "split": registry.split,
+            "server": endpoint.model_dump(mode="json") if endpoint else None,
+            "default": self.default,
+            "versions": self.versions(),
+            "unregistered": self.unregistered,
+            "under_way": [vars(change) for change in self.changes],
+            "drift": self.drift,
+            "sequence": registry.sequence,
+        }
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Every version that is declared or served: its record, if there is one, and what it does."""
+        shown = {}
+        for version in sorted_versions({*self.registry.versions, *self.served}):
+            record, served = self.registry.versions.get(version), self.served.get(version)
+            shown[version] = {
+                **(record.model_dump(mode="json") if record else {}),
+                "declared": record is not None,
+                "workers": [vars(worker) for worker in served.workers] if served else [],
+                "ready": served is not None and served.ready,
+                "queued": served.queued if served else 0,
+            }
+        return shown
+
+
+def read_status(registry_file: RegistryFile) -> Status:
+    """Ask the registry, the store and the server."""
+    registry, endpoint = registry_file.read(), find_server(registry_file)
+    served: dict[str, ServedVersion] = {}
+    default = None
+    if endpoint and endpoint.state == "ready":
+        with Management(endpoint.ports.url("management")) as management:
+            served, default = management.versions(), management.default()
+    changes = under_way(registry_file)
+    drift = _archive_drift(registry_file, registry)
+    if endpoint and endpoint.state == "ready":
+        changing = {change.version for change in changes}
+        drift += server_drift(registry, served, default, changing)
+    unregistered = [version for version in archived_versions(registry_file.store) if version not in registry.versions]
+    return Status(registry, endpoint, served, default, changes, drift, unregistered)
+
+
+def profiles_of(registry: Registry) -> dict[str, Profile]:
+    """What each declared version is to be started with; `ValueError` for a profile that is gone."""
+    return {version: load_profile(record.profile) for version, record in registry.versions.items()}
+
+
+def server_drift(
+    registry: Registry, served: dict[str, ServedVersion], default: str | None, changing: set[str]
+) -> list[str]:
+    """What a server does otherwise than declared; versions that somebody is just `changing` are left out."""
+    drift = []
+    for version, profile in profiles_of(registry).items():
+        actual = served.get(version)
+        if version in changing:
+            continue
+        if actual is None:
+            drift.append(f"{version}: declared, but not on the server")
+        elif actual.ready_workers < profile.workers:
+            drift.append(f"{version}: {actual.ready_workers} of {profile.workers} workers ready")
+        elif (actual.batch_size, actual.max_batch_delay_ms) != (profile.batch_size, profile.max_batch_delay_ms):
+            drift.append(
+                f"{version}: batches of {actual.batch_size} within {actual.max_batch_delay_ms} ms, where its profile "
+                f"says {profile.batch_size} within {profile.max_batch_delay_ms} ms"
+            )
+    for version in served.keys() - registry.versions.keys() - changing:
+        drift.append(f"{version}: on the server, but not declared")
+    if default != registry.promoted and not {default, registry.promoted} & changing:
+        drift.append(f"{default} answers by default, but {registry.promoted} is promoted")
+    return drift
+
+
+def _archive_drift(registry_file: RegistryFile, registry: Registry) -> list[str]:
+    drift = []
+    for version, record in registry.versions.items():
+        archive = registry_file.store / archive_name(version)
+        if not archive.is_file():
+            drift.append(f"{version}: {archive} is missing")
+        elif file_digest(archive) != record.digest:
+            drift.append(f"{version}: {archive} has changed since it was registered; put {record.digest} back")
+    return drift
