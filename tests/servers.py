@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,8 +24,12 @@ COMMAND = [str(Path(sys.executable).with_name("carla-policy"))]
 class ServeProcess:
     """A context manager around `carla-policy serve --json`; `ready` is what it printed when it was."""
 
-    def __init__(self, store: Path, *options: str) -> None:
-        self._arguments = [*COMMAND, "serve", "--store", str(store), "--port", "0", "--json", *options]
+    def __init__(self, store: Path, *options: str, registry: Path | None = None) -> None:
+        """Serves `store` with a registry of its own, unless one is given."""
+        self._own = TemporaryDirectory(prefix="carla-policy-test-")
+        self.registry = registry or Path(self._own.name, "registry.json")
+        where = ["--store", str(store), "--registry", str(self.registry), "--port", "0"]
+        self._arguments = [*COMMAND, "serve", *where, "--json", *options]
         self.process: subprocess.Popen[str]
         self.ready: dict[str, Any] = {}
 
@@ -45,6 +50,7 @@ class ServeProcess:
     ) -> None:
         if self.process.poll() is None:
             self.stop()
+        self._own.cleanup()
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
         """Signal the command; its exit status and what it wrote to standard error."""

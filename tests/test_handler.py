@@ -75,6 +75,16 @@ def test_each_row_has_its_own_status_and_headers(ts_service: Any, body: bytearra
     assert answers[0][2]["actions"] == answers[3][2]["actions"]
 
 
+def test_drain_file_makes_the_worker_refuse_new_work(
+    ts_service: Any, body: bytearray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = sys.modules[type(ts_service._entry_point.__self__).__module__]
+    monkeypatch.setattr(module, "DRAIN_FILE", tmp_path / "draining")
+    assert [status for status, _, _ in handle(ts_service, [({"body": body}, JSON)])] == [200]
+    (tmp_path / "draining").touch()
+    assert [status for status, _, _ in handle(ts_service, [({"body": body}, JSON)])] == [503]
+
+
 def test_describe_answers_the_metadata(ts_service: Any) -> None:
     ((_, _, described),) = handle(ts_service, [({}, {"describe": "True"})])
     ((_, _, metadata),) = handle(ts_service, [({"body": bytearray()}, {"url_path": "metadata"})])

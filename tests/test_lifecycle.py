@@ -47,7 +47,7 @@ def test_second_ctrl_c_does_not_interrupt_the_stop(small_store: Path) -> None:
 def test_snapshot_declares_what_the_profile_says(name: str, tmp_path: Path) -> None:
     profile = load_profile(name)
     settings = properties(
-        versions=("v1.0.0", "v1.1.0"), promoted="v1.0.0", profile=profile, ports=choose_ports(0), store=tmp_path
+        versions={"v1.0.0": profile, "v1.1.0": profile}, promoted="v1.0.0", ports=choose_ports(0), store=tmp_path
     )
     models = json.loads(settings["model_snapshot"])["models"]["carla_policy"]
     assert [models[version]["defaultVersion"] for version in ("v1.0.0", "v1.1.0")] == [True, False]
@@ -71,16 +71,16 @@ def test_server_has_the_profile_s_settings_and_listens_on_this_machine_only(smal
     assert (model["batchSize"], model["maxBatchDelay"]) == (profile.batch_size, profile.max_batch_delay_ms)
     assert model["responseTimeout"] == profile.response_timeout_s
     assert model["startupTimeout"] == profile.startup_timeout_s
-    assert len(sockets) == 5
+    assert len(sockets) == 5  # and the probes, which the command itself answers
     assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} <= {"127.0.0.1", "::1"}
 
 
 def test_version_is_ready_only_with_all_of_its_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(TorchServe, "_ready_workers", lambda *_: 1)
     server = TorchServe({}, choose_ports(0), tmp_path)
-    server.wait_ready(["v1.0.0"], 1, 0.1)
+    server.wait_ready({"v1.0.0": 1}, 0.1)
     with pytest.raises(ServerError, match=r"not ready after 0\.1 s: v1\.0\.0"):
-        server.wait_ready(["v1.0.0"], 2, 0.1)
+        server.wait_ready({"v1.0.0": 2}, 0.1)
 
 
 def test_run_directory_keeps_logs_and_no_unpacked_copies(tmp_path: Path) -> None:

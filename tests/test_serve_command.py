@@ -17,6 +17,7 @@ import requests
 
 from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
+from carla_policy_tools.lifecycle.commands import VERBS
 from carla_policy_tools.paths import archive_name
 from tests.conftest import SHIPPED
 from tests.servers import COMMAND, ServeProcess
@@ -71,7 +72,7 @@ def test_version_that_does_not_load_stops_the_start_with_its_reason(small_store:
     (tmp_path / "store" / archive_name("v2.0.0")).write_bytes(pack(artifact, load_card(artifact / CARD_FILE), None))
     result = run("serve", "--store", str(tmp_path / "store"), "--port", "0")
     assert (result.returncode, result.stdout) == (1, "")
-    assert "error: a version does not load: golden.npz: vector 5, mean.steer: expected 0.875, got" in result.stderr
+    assert "error: v2.0.0 does not load: golden.npz: vector 5, mean.steer: expected 0.875, got" in result.stderr
 
 
 def test_handler_that_does_not_import_stops_the_start_with_the_worker_s_words(
@@ -114,7 +115,7 @@ def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_
         worker.kill()
         assert server.process.stderr is not None
         trouble = server.process.stderr.readline()
-        assert "a worker has failed, the other versions are served on: model_card.yaml" in trouble
+        assert "a worker has failed, the other versions are served on: v1.9.0: model_card.yaml" in trouble
         observation = {"speed": 1.0, "steering": 0.0, "sensors": [0.0] * 5}
         assert server.post("v1.10.0", {"observations": [observation]}).status_code == 200
 
@@ -187,7 +188,7 @@ def test_run_directory_of_another_server_is_refused(small_store: Path, tmp_path:
         (["serve", "v1.9.0", "--promote", "v1.10.0"], 1, "v1.10.0 is to be promoted, but only v1.9.0 are to be served"),
         (["serve", "latest"], 1, "'vlatest' is not a version: expected vMAJOR.MINOR.PATCH"),
         (["serve", "--profile", "fast"], 1, "there is no profile 'fast': choose one of realtime, throughput"),
-        (["serve", "--port", "9090", "--management-port", "9090"], 1, "need a port each, got 9090, 9090, 9092"),
+        (["serve", "--port", "9090", "--management-port", "9090"], 1, "need a port each, got 9090, 9090, 9092, 9093"),
         (["predict", "--seed", "5"], 2, "--stochastic"),
         (["predict", "--file", "x.json", "--golden", "1"], 2, "a file is sent as it is"),
         (["serve", "--port", "99999"], 2, "Try 'carla-policy serve --help' for help"),
@@ -242,7 +243,7 @@ def test_predict_without_a_server_says_so(store: Path) -> None:
     assert "no server answers at http://127.0.0.1:9/predictions/carla_policy/v0.1.0" in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["build", "verify", "seal", "serve", "predict"])
+@pytest.mark.parametrize("verb", ["build", "verify", "seal", "serve", "predict", *(verb.__name__ for verb in VERBS)])
 def test_help_has_an_example(verb: str) -> None:
     result = run(verb, "--help")
     assert result.returncode == 0

@@ -115,6 +115,27 @@ def test_fallback_is_reported(synthetic: LoadedPolicy, value: float, determinist
     assert answer["interventions"] == [{"observation": n, "kind": "fallback"} for n in (0, 1)]
 
 
+def test_headers_tell_a_proxy_what_was_out_of_the_ordinary(synthetic: LoadedPolicy, service: PolicyService) -> None:
+    nothing = {name: np.full((2, 2), np.nan, np.float32) for name in ("mean", "log_std")}
+    silent = _with_runtime(synthetic.policy, lambda _: nothing)
+    body = json.dumps(request_body(ROWS[:2])).encode()
+    (plain,) = answer_all(service, [body])
+    (noted,) = answer_all(PolicyService(replace(synthetic, policy=silent)), [body])
+    assert noted.headers.keys() - plain.headers.keys() == {"x-policy-interventions"}
+    assert noted.headers["x-policy-interventions"] == "fallback"
+
+
+def test_server_that_drains_refuses_new_work_and_goes_on_when_it_does_not(synthetic: LoadedPolicy) -> None:
+    draining = True
+    service = PolicyService(synthetic, lambda: draining)
+    bodies = [json.dumps(request_body(ROWS[:1])).encode(), b"{"]
+    refused = answer_all(service, bodies)
+    assert [answer.status for answer in refused] == [503, 503]
+    assert json.loads(refused[0].body)["type"] == "DRAINING"
+    draining = False
+    assert [answer.status for answer in answer_all(service, bodies)] == [200, 400]
+
+
 def test_request_that_breaks_the_network_gets_the_fallback_action_alone(synthetic: LoadedPolicy) -> None:
     def runtime(features: Any) -> Any:
         if (features == synthetic.policy.preprocessor(ROWS[3:4])).all(axis=1).any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carla_policy_tools.configuration import Ports
-from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
+
+_GLANCE_S = 1.0
+"""Commands that look for a server hold a lock for an instant; a server that starts waits for them so long."""
 
 State = Literal["starting", "ready", "draining"]
 
@@ -64,10 +68,13 @@ def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not try_lock(descriptor):
-            raise RegistryError(
-                f"{registry_file.path}: a server serves this registry already; stop it, or name another --registry"
-            )
+        deadline = time.monotonic() + _GLANCE_S
+        while not try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"{registry_file.path}: a server serves this registry already; stop it, or name another --registry"
+                )
+            time.sleep(POLL_S)
         yield Announcement(descriptor, _read(path))
         os.ftruncate(descriptor, 0)
     finally:
@@ -78,7 +85,7 @@ def find_server(registry_file: RegistryFile) -> Endpoint | None:
     """The server that serves this registry, or none if none is running."""
     path = registry_file.server_file
     with suppress(FileNotFoundError), path.open("rb") as file:
-        return None if try_lock(file.fileno()) else _read(path)
+        return None if try_lock(file.fileno(), shared=True) else _read(path)
     return None
 
 

@@ -97,10 +97,10 @@ class RegistryFile:
             yield self.read()
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file for as long as it stays open, unless somebody else has."""
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file for as long as it stays open, unless somebody else has; `shared` is to look, not to change."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
