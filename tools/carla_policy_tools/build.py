@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
 from carla_policy_tools.paths import archive_name
 
 REPLAY_TIMEOUT_S = 300
+REPLAY_NICENESS = 10
+"""A verification must not be felt by a server on the same machine."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +126,24 @@ def _built_before(target: Path) -> ArtifactError:
 
 def _replay(directory: Path, timeout_s: float) -> dict[str, Any]:
     command = [sys.executable, "-I", "-B", "-W", "ignore", str(isolated_replay.__file__), str(directory)]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise ArtifactError(f"replay: did not end within {timeout_s:g} s; does the handler hang?") from None
-    lines = process.stdout.splitlines()
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: os.nice(REPLAY_NICENESS),
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ArtifactError(f"replay: did not end within {timeout_s:g} s; does the handler hang?") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what the archive's code may have started
+    lines = output.splitlines()
     if process.returncode or not lines:
-        reason = (process.stderr.strip().splitlines() or ["no output"])[-1]
+        reason = (errors.strip().splitlines() or ["no output"])[-1]
         raise ArtifactError(f"replay: the process ended with status {process.returncode}: {reason}")
     result: dict[str, Any] = json.loads(lines[-1])
     if "error" in result:

@@ -170,7 +170,7 @@ def serve(
 
     request = serving.Request(
         registry_file=RegistryFile.of(store, registry),
-        ports=choose_ports(port, management_port, metrics_port, health_port),
+        ports=lambda: choose_ports(port, management_port, metrics_port, health_port),
         versions=versions or (),
         promote=promote,
         profile=profile,

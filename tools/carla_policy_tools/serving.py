@@ -21,7 +21,7 @@ from carla_policy_tools.configuration import Ports, properties
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
-from carla_policy_tools.lifecycle.intents import under_way
+from carla_policy_tools.lifecycle.intents import any_interrupted
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.probes import Probes
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
@@ -39,7 +39,8 @@ class Request:
     """What a `serve` command line asks for; the registry, where there is one, says the rest."""
 
     registry_file: RegistryFile
-    ports: Ports
+    ports: Callable[[], Ports]
+    """Chosen when an earlier server of this registry has left its own."""
     versions: Sequence[str] = ()
     promote: str | None = None
     profile: str | None = None
@@ -63,11 +64,12 @@ def serve(
     does not start or ends by itself. Once ready, a version whose worker fails is told to `on_trouble`, and the others
     are served on. Without a run directory a temporary one is used, which stays only if something went wrong.
     """
-    registry_file, ports = request.registry_file, request.ports
+    registry_file = request.registry_file
     try:
         with _stop_signals(), announced(registry_file) as announcement:
             leftovers.end_processes(announcement.previous)
             leftovers.remove_copies()
+            ports = request.ports()
             declaration = declare(
                 settle(registry_file, None), registry_file.store, request.versions, request.promote, request.profile
             )
@@ -95,7 +97,7 @@ def _run(
     on_ready: Callable[[Declaration, Endpoint], None],
     on_trouble: Callable[[str], None],
 ) -> None:
-    registry_file, ports = request.registry_file, request.ports
+    registry_file, ports = request.registry_file, endpoint.ports
     settings = declaration.settings()
     digests, git_shas = _take_copies(declaration, registry_file.store, endpoint.store)
     started = properties(versions=settings, promoted=declaration.promoted, ports=ports, store=endpoint.store)
@@ -132,7 +134,7 @@ def _watch(server: TorchServe, registry_file: RegistryFile, ports: Ports, on_tro
             server.check()
             for version, reason in server.take_load_failures():
                 on_trouble(f"{version}: {reason}")
-            if under_way(registry_file):
+            if any_interrupted(registry_file):
                 with suppress(requests.RequestException, RegistryError, ArtifactError):
                     settle(registry_file, management)
             time.sleep(WATCH_INTERVAL_S)

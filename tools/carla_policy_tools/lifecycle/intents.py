@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,9 @@ from typing import IO
 from carla_policy_tools.lifecycle.records import now, operator
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 from carla_policy_tools.paths import sorted_versions
+
+GLANCE_S = 0.2
+"""Who looks for interrupted changes holds their locks for an instant."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Intent:
 
 
 @contextmanager
-def intent(registry_file: RegistryFile, verb: str, version: str, patience_s: float = 0.0) -> Iterator[None]:
+def intent(registry_file: RegistryFile, verb: str, version: str, patience_s: float = GLANCE_S) -> Iterator[None]:
     """Announce a change of `version` until the block ends.
 
     `RegistryError` if another one is under way, and still is after `patience_s`.
@@ -63,6 +66,16 @@ def under_way(registry_file: RegistryFile) -> list[Intent]:
     directory = registry_file.intents_directory
     names = sorted_versions(path.name for path in directory.iterdir()) if directory.is_dir() else []
     return [found for name in names if (found := _read(directory / name))]
+
+
+def any_interrupted(registry_file: RegistryFile) -> bool:
+    """Whether a command was killed during a change that nobody has taken back yet."""
+    directory = registry_file.intents_directory
+    for path in directory.iterdir() if directory.is_dir() else []:
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if try_lock(file.fileno(), shared=True) and _is_still(path, file.fileno()):
+                return True
+    return False
 
 
 @contextmanager

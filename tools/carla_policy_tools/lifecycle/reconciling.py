@@ -11,7 +11,7 @@ from carla_policy.errors import ArtifactError
 from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.draining import pass_queue
 from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
-from carla_policy_tools.lifecycle.intents import under_way
+from carla_policy_tools.lifecycle.intents import intent, under_way
 from carla_policy_tools.lifecycle.management import Management, ServedVersion
 from carla_policy_tools.lifecycle.records import VersionRecord
 from carla_policy_tools.lifecycle.registering import wait_ready
@@ -34,12 +34,14 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
     """
     endpoint = require_server(registry_file)
     with Management(endpoint.ports.url("management")) as management:
-        settle(registry_file, management)
+        registry = settle(registry_file, management)
+        changing = {change.version for change in under_way(registry_file)}
+        for version, profile in profiles_of(registry).items():
+            if version not in changing:
+                with intent(registry_file, "reconcile", version):
+                    _restore(registry_file, management, endpoint, version, profile, registry.versions[version], on_step)
         with registry_file.locked() as registry:
             changing = {change.version for change in under_way(registry_file)}
-            for version, profile in profiles_of(registry).items():
-                if version not in changing:
-                    _restore(registry_file, management, endpoint, version, profile, registry.versions[version], on_step)
             if registry.promoted and registry.promoted not in changing and management.default() != registry.promoted:
                 on_step(f"promoting {registry.promoted}")
                 management.set_default(registry.promoted)
