@@ -11,7 +11,7 @@ from carla_policy_tools.lifecycle.endpoint import find_server
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import golden_request
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
-from carla_policy_tools.lifecycle.status import profiles_of
+from carla_policy_tools.lifecycle.status import observe
 
 GOLDEN_TIMEOUT_S = 1.0
 
@@ -40,22 +40,17 @@ def check_health(registry_file: RegistryFile) -> Health:
         return Health(endpoint.state == "draining", (f"the server is {endpoint.state}",))
     try:
         with Management(endpoint.ports.url("management")) as management:
-            served, default = management.versions(), management.default()
+            seen = observe(registry_file, management)
     except (requests.RequestException, RegistryError) as error:
         return Health(False, (f"the server does not answer: {error}",))
-    try:
-        registry = registry_file.read()
-        profiles = profiles_of(registry)
-    except (ArtifactError, ValueError) as error:
+    except ArtifactError as error:
         return Health(True, (str(error),))
-    findings = []
-    for version, profile in profiles.items():
-        ready = served[version].ready_workers if version in served else 0
-        if ready < profile.workers:
-            findings.append(f"{version}: {ready} of {profile.workers} workers ready")
-    if default != registry.promoted:
-        findings.append(f"{default} answers by default, but {registry.promoted} is promoted")
-    if default is not None and default in served and served[default].ready_workers:
+    try:
+        findings = seen.drift()
+    except ValueError as error:
+        findings = [str(error)]
+    default = seen.default
+    if default in seen.served and seen.served[default].ready_workers:
         problem = golden_request(endpoint.ports.url("inference"), default, GOLDEN_TIMEOUT_S)
         if problem:
             findings.append(f"{default}: {problem}")

@@ -55,7 +55,10 @@ class Probes:
     def _check(self) -> None:
         while not self._stop.is_set():
             started = time.monotonic()
-            self._found = check_health(self._registry_file)
+            try:
+                self._found = check_health(self._registry_file)
+            except Exception as error:  # whatever it is, it must not end the checks
+                self._found = Health(False, (f"health cannot be found out: {error!r}",))
             self._found_at = started
             self._started = self._started or self._found.ready
             self._stop.wait(INTERVAL_S)

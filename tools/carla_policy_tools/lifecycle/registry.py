@@ -34,6 +34,7 @@ class RegistryFile:
     def __init__(self, path: Path, store: Path) -> None:
         self.path = path
         self.store = store
+        self._read: tuple[tuple[int, int, int], Registry] | None = None
 
     @classmethod
     def of(cls, store: Path, path: Path | None = None) -> RegistryFile:
@@ -54,13 +55,18 @@ class RegistryFile:
     def read(self) -> Registry:
         """The registry as it stands, empty where there is no file; `ArtifactError` for a file that is none."""
         try:
-            text = self.path.read_text("utf-8")
+            with self.path.open(encoding="utf-8") as file:
+                stat = os.fstat(file.fileno())
+                state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+                if self._read and self._read[0] == state:
+                    return self._read[1]
+                text = file.read()
         except FileNotFoundError:
             return Registry()
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{self.path}: cannot be read: {error}") from None
         try:
-            return Registry.model_validate_json(text)
+            registry = Registry.model_validate_json(text)
         except ValidationError as error:
             findings = "; ".join(
                 f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}" for found in error.errors()[:5]
@@ -68,6 +74,8 @@ class RegistryFile:
             raise ArtifactError(
                 f"{self.path}: not a registry ({findings}); put a copy back, or change versions by the commands only"
             ) from None
+        self._read = (state, registry)
+        return registry
 
     def write(self, registry: Registry) -> None:
         """Replace the file in one step that a crash cannot split. Hold the lock."""

@@ -59,21 +59,67 @@ class Status:
         return shown
 
 
+@dataclass(frozen=True)
+class Observation:
+    """A registry and what its ready server does, seen at one moment: no change was recorded in between."""
+
+    registry: Registry
+    served: dict[str, ServedVersion]
+    default: str | None
+    changing: frozenset[str]
+    """Versions that somebody is changing right now, for which declared and actual may differ."""
+
+    def drift(self) -> list[str]:
+        """Each difference between declared and actual, in words. `ValueError` for a profile that is gone."""
+        drift = []
+        for version, profile in profiles_of(self.registry).items():
+            actual = self.served.get(version)
+            if version in self.changing:
+                continue
+            if actual is None:
+                drift.append(f"{version}: declared, but not on the server")
+            elif actual.ready_workers < profile.workers:
+                drift.append(f"{version}: {actual.ready_workers} of {profile.workers} workers ready")
+            elif (actual.batch_size, actual.max_batch_delay_ms) != (profile.batch_size, profile.max_batch_delay_ms):
+                drift.append(
+                    f"{version}: batches of {actual.batch_size} within {actual.max_batch_delay_ms} ms, where its "
+                    f"profile says {profile.batch_size} within {profile.max_batch_delay_ms} ms"
+                )
+        for version in sorted_versions(self.served.keys() - self.registry.versions.keys() - self.changing):
+            drift.append(f"{version}: on the server, but not declared")
+        if self.default != self.registry.promoted and not {self.default, self.registry.promoted} & self.changing:
+            drift.append(f"{self.default} answers by default, but {self.registry.promoted} is promoted")
+        return drift
+
+
+def observe(registry_file: RegistryFile, management: Management) -> Observation:
+    """Look until nothing was recorded during a look, so that a change is seen before or after, never half."""
+    while True:
+        registry, before = registry_file.read(), _changing(registry_file)
+        served, default = management.versions(), management.default()
+        changing = before | _changing(registry_file)
+        if registry_file.read().sequence == registry.sequence:
+            return Observation(registry, served, default, changing)
+
+
 def read_status(registry_file: RegistryFile) -> Status:
     """Ask the registry, the store and the server."""
-    registry, endpoint = registry_file.read(), find_server(registry_file)
-    served: dict[str, ServedVersion] = {}
-    default = None
+    endpoint = find_server(registry_file)
     if endpoint and endpoint.state == "ready":
         with Management(endpoint.ports.url("management")) as management:
-            served, default = management.versions(), management.default()
-    changes = under_way(registry_file)
-    drift = _archive_drift(registry_file, registry)
-    if endpoint and endpoint.state == "ready":
-        changing = {change.version for change in changes}
-        drift += server_drift(registry, served, default, changing)
-    unregistered = [version for version in archived_versions(registry_file.store) if version not in registry.versions]
-    return Status(registry, endpoint, served, default, changes, drift, unregistered)
+            seen = observe(registry_file, management)
+        drift = seen.drift()
+    else:
+        seen, drift = Observation(registry_file.read(), {}, None, frozenset()), []
+    return Status(
+        registry=seen.registry,
+        endpoint=endpoint,
+        served=seen.served,
+        default=seen.default,
+        changes=under_way(registry_file),
+        drift=_archive_drift(registry_file, seen.registry) + drift,
+        unregistered=[v for v in archived_versions(registry_file.store) if v not in seen.registry.versions],
+    )
 
 
 def profiles_of(registry: Registry) -> dict[str, Profile]:
@@ -81,29 +127,8 @@ def profiles_of(registry: Registry) -> dict[str, Profile]:
     return {version: load_profile(record.profile) for version, record in registry.versions.items()}
 
 
-def server_drift(
-    registry: Registry, served: dict[str, ServedVersion], default: str | None, changing: set[str]
-) -> list[str]:
-    """What a server does otherwise than declared; versions that somebody is just `changing` are left out."""
-    drift = []
-    for version, profile in profiles_of(registry).items():
-        actual = served.get(version)
-        if version in changing:
-            continue
-        if actual is None:
-            drift.append(f"{version}: declared, but not on the server")
-        elif actual.ready_workers < profile.workers:
-            drift.append(f"{version}: {actual.ready_workers} of {profile.workers} workers ready")
-        elif (actual.batch_size, actual.max_batch_delay_ms) != (profile.batch_size, profile.max_batch_delay_ms):
-            drift.append(
-                f"{version}: batches of {actual.batch_size} within {actual.max_batch_delay_ms} ms, where its profile "
-                f"says {profile.batch_size} within {profile.max_batch_delay_ms} ms"
-            )
-    for version in served.keys() - registry.versions.keys() - changing:
-        drift.append(f"{version}: on the server, but not declared")
-    if default != registry.promoted and not {default, registry.promoted} & changing:
-        drift.append(f"{default} answers by default, but {registry.promoted} is promoted")
-    return drift
+def _changing(registry_file: RegistryFile) -> frozenset[str]:
+    return frozenset(change.version for change in under_way(registry_file))
 
 
 def _archive_drift(registry_file: RegistryFile, registry: Registry) -> list[str]:
