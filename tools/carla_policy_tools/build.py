@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from carla_policy.digests import sha256
+from carla_policy.digests import DIGESTS_FILE, sha256
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_card_golden
 from carla_policy_tools import isolated_replay
-from carla_policy_tools.archive import check, pack
+from carla_policy_tools.archive import pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
 from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
+from carla_policy_tools.keys import PublicKey, SigningKey
 from carla_policy_tools.paths import archive_name
+from carla_policy_tools.signing import add_signature, check_archive, signature_path
 
 REPLAY_TIMEOUT_S = 300
 
@@ -34,6 +39,8 @@ class Verification:
     gate: str
     """What "reproduces" means for this version: the tile it runs in and the tolerance of its card."""
     stages: tuple[dict[str, Any], ...]
+    signed_by: tuple[str, ...] = ()
+    """Ids of the keys that have signed it, of those that were asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "archive": str(self.archive)}
@@ -48,8 +55,8 @@ class Build:
     """Why the preprocessor runs as scikit-learn, where it does."""
 
 
-def build(artifact: Path, store: Path) -> Build:
-    """Pack `artifact` into `store` and verify the archive; on any failure the store is as it was before.
+def build(artifact: Path, store: Path, signing_key: SigningKey | None = None) -> Build:
+    """Pack `artifact` into `store`, verify the archive and sign it; on any failure the store is as it was before.
 
     Raises `ArtifactError` where the artifact, or the archive made of it, must not be served, and where the store has
     other content under the same version.
@@ -72,16 +79,23 @@ def build(artifact: Path, store: Path) -> Build:
         candidate = Path(scratch, target.name)
         candidate.write_bytes(data)
         verification = verify(candidate)
+        signature = signature_path(candidate)
+        if signing_key:
+            signed = add_signature(signature_path(target), _manifest(data), card.version, signing_key)
+            signature.write_bytes(signed.dump())
         if not unchanged:
             _publish(candidate, target)
-    return Build(Verification(**{**vars(verification), "archive": target}), unchanged, not_compiled)
+        if signing_key:
+            signature.replace(signature_path(target))
+    signed_by = (signing_key.key_id,) if signing_key else ()
+    return Build(replace(verification, archive=target, signed_by=signed_by), unchanged, not_compiled)
 
 
-def verify(archive: Path) -> Verification:
-    """Check `archive` alone: what `check` does, and a replay in a process of its own."""
+def verify(archive: Path, *, trusted_keys: Sequence[PublicKey] = ()) -> Verification:
+    """Check `archive` alone: what `check_archive` does, and only then a replay in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-verify-") as scratch:
         directory = Path(scratch).resolve()
-        check(archive, directory)
+        checked = check_archive(archive, directory, trusted_keys)
         result = _replay(directory)
     return Verification(
         archive=archive,
@@ -91,7 +105,13 @@ def verify(archive: Path) -> Verification:
         vectors=result["vectors"],
         gate=result["gate"],
         stages=tuple(result["stages"]),
+        signed_by=checked.signed_by,
     )
+
+
+def _manifest(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        return packed.read(DIGESTS_FILE)
 
 
 def _publish(candidate: Path, target: Path) -> None:

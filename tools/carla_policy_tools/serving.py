@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carla_policy.version import parse_version, version_key
-from carla_policy_tools.archive import check
 from carla_policy_tools.configuration import Ports, Profile, properties
+from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.paths import archive_name, archived_versions, naming
+from carla_policy_tools.signing import check_archive
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
@@ -65,16 +66,18 @@ def serve(
 ) -> None:
     """Serve until asked to stop; returns then. `ServerError` if the server does not start or ends by itself.
 
-    Archives that have changed are refused with `ArtifactError` before anything is started. Once ready, a version
-    whose worker fails is told to `on_trouble`, and the others are served on.
+    Archives that have changed, or that none of the profile's trusted keys has signed, are refused with `ArtifactError`
+    before anything is started. Once ready, a version whose worker fails is told to `on_trouble`, and the others are
+    served on.
 
     Without a `run_dir` a temporary one is used, which stays only if something went wrong.
     """
+    trusted_keys = load_public_keys(profile.trusted_keys)
     for version in deployment.versions:
         with tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
             archive = deployment.store / archive_name(version)
             with naming(archive):
-                check(archive, Path(scratch))
+                check_archive(archive, Path(scratch), trusted_keys)
     settings = properties(
         versions=deployment.versions, promoted=deployment.promoted, profile=profile, ports=ports, store=deployment.store
     )
