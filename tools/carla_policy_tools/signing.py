@@ -162,8 +162,7 @@ def add_signature(path: Path, manifest: bytes, version: str, key: SigningKey) ->
     if (present.version, present.digests) != (signed.version, signed.digests):
         return signed
     others = [other for other in present.signatures if other.key_id != key.key_id]
-    both = sorted([*others, entry], key=lambda signature: signature.key_id)
-    return signed.model_copy(update={"signatures": tuple(both)})
+    return signed.model_copy(update={"signatures": (*others, entry)})
 
 
 def sign_archive(archive: Path, key: SigningKey) -> SignatureFile:
