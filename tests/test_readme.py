@@ -56,7 +56,7 @@ def test_ci_calls_the_readme_s_commands() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     verbs = set(re.findall(r"`carla-policy (\w+)", README))
-    own = {"export", "init", "build", "verify", "serve", "predict", "seal"}
+    own = {"export", "init", "build", "verify", "keygen", "sign", "serve", "predict", "seal"}
     assert verbs == own | {verb.__name__ for verb in VERBS}
     for verb in verbs:
         subprocess.run([*COMMAND, verb, "--help"], capture_output=True, timeout=60, check=True)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from carla_policy.digests import sha256
+from carla_policy.digests import DIGESTS_FILE, sha256
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_card_golden
 from carla_policy_tools import isolated_replay
-from carla_policy_tools.archive import check, pack
+from carla_policy_tools.archive import pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
 from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
+from carla_policy_tools.keys import PASSPHRASE_VARIABLE, PublicKey, SigningKey
 from carla_policy_tools.paths import archive_name
+from carla_policy_tools.signing import add_signature, check_archive, signature_path
 
 REPLAY_TIMEOUT_S = 300
 REPLAY_NICENESS = 10
@@ -43,6 +48,8 @@ class Verification:
     atol: float
     probes: tuple[dict[str, Any], ...]
     """Requests of golden observations and the actions that the archive answers to them, for a server to repeat."""
+    signed_by: tuple[str, ...] = ()
+    """Ids of the keys that have signed it, of those that were asked for."""
 
     def to_json(self) -> dict[str, Any]:
         shown = {name: value for name, value in vars(self).items() if name not in ("probes", "atol")}
@@ -58,8 +65,8 @@ class Build:
     """Why the preprocessor runs as scikit-learn, where it does."""
 
 
-def build(artifact: Path, store: Path) -> Build:
-    """Pack `artifact` into `store` and verify the archive; on any failure the store is as it was before.
+def build(artifact: Path, store: Path, signing_key: SigningKey | None = None) -> Build:
+    """Pack `artifact` into `store`, verify the archive and sign it; on any failure the store is as it was before.
 
     Raises `ArtifactError` where the artifact, or the archive made of it, must not be served, and where the store has
     other content under the same version.
@@ -82,16 +89,29 @@ def build(artifact: Path, store: Path) -> Build:
         candidate = Path(scratch, target.name)
         candidate.write_bytes(data)
         verification = verify(candidate)
+        signature = signature_path(candidate)
+        if signing_key:
+            signed = add_signature(signature_path(target), _manifest(data), card.version, signing_key)
+            signature.write_bytes(signed.dump())
         if not unchanged:
             _publish(candidate, target)
-    return Build(replace(verification, archive=target), unchanged, not_compiled)
+        if signing_key:
+            signature.replace(signature_path(target))
+    signed_by = (signing_key.key_id,) if signing_key else ()
+    return Build(replace(verification, archive=target, signed_by=signed_by), unchanged, not_compiled)
 
 
-def verify(archive: Path, timeout_s: float = REPLAY_TIMEOUT_S) -> Verification:
-    """Check `archive` alone: what `check` does, and a replay in a process of its own, within `timeout_s`."""
+def verify(
+    archive: Path,
+    *,
+    trusted_keys: Sequence[PublicKey] = (),
+    original: Path | None = None,
+    timeout_s: float = REPLAY_TIMEOUT_S,
+) -> Verification:
+    """Check `archive` alone: what `check_archive` does, and only then a replay in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-verify-") as scratch:
         directory = Path(scratch).resolve()
-        check(archive, directory)
+        checked = check_archive(archive, directory, trusted_keys, original)
         result = _replay(directory, timeout_s)
     return Verification(
         archive=archive,
@@ -104,7 +124,13 @@ def verify(archive: Path, timeout_s: float = REPLAY_TIMEOUT_S) -> Verification:
         git_sha=result["git_sha"],
         atol=result["atol"],
         probes=tuple(result["probes"]),
+        signed_by=checked.signed_by,
     )
+
+
+def _manifest(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        return packed.read(DIGESTS_FILE)
 
 
 def _publish(candidate: Path, target: Path) -> None:
@@ -131,6 +157,7 @@ def _replay(directory: Path, timeout_s: float) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={name: value for name, value in os.environ.items() if name != PASSPHRASE_VARIABLE},
         start_new_session=True,
         preexec_fn=lambda: os.nice(REPLAY_NICENESS),
     ) as process:

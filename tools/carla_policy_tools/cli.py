@@ -22,12 +22,15 @@ from carla_policy_tools.lifecycle import commands as lifecycle_commands
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name, naming
+from carla_policy_tools.signing_commands import keygen, sign
 from carla_policy_tools.torchserve import ServerError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 app.add_typer(export_app, name="export")
+for _verb in (keygen, sign):
+    app.command()(_verb)
 
 for verb in lifecycle_commands.VERBS:
     app.command()(verb)
@@ -42,18 +45,23 @@ def _root() -> None:
 def build(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact directories, each named like its version.")],
     store: Store = MODEL_STORE,
+    sign_with: Annotated[
+        Path | None, typer.Option("--sign", help="Private key to sign the archives with, as `keygen` wrote it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Pack artifacts into archives and verify each in a process of its own.
+    """Pack artifacts into archives, verify each in a process of its own, and sign them if a key is given.
 
-    Example: `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0`
+    Example: `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0 --sign release.key`
     """
     from carla_policy_tools.build import build as build_archive
+    from carla_policy_tools.keys import load_signing_key
 
+    signing_key = load_signing_key(sign_with) if sign_with else None
     results = []
     for artifact in artifacts:
         with err.status(f"building {artifact}"), naming(artifact):
-            result = build_archive(artifact, store)
+            result = build_archive(artifact, store, signing_key)
         results.append(
             {**result.verification.to_json(), "unchanged": result.unchanged, "not_compiled": result.not_compiled}
         )
@@ -66,18 +74,23 @@ def build(
 @app.command()
 def verify(
     archives: Annotated[list[Path], typer.Argument(help="Archive files, `carla_policy-<version>.mar`.")],
+    keys: Annotated[
+        list[Path] | None, typer.Option("--key", help="Public key; one of those given must have signed the archives.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check archives alone: bytes, digests, card, and a replay of the golden vectors in a fresh process.
+    """Check archives alone: bytes, digests, card, signature, and a replay of the golden vectors in a fresh process.
 
-    Example: `carla-policy verify model_store/carla_policy-v0.2.0.mar`
+    Example: `carla-policy verify model_store/carla_policy-v0.2.0.mar --key release.pub`
     """
     from carla_policy_tools.build import verify as verify_archive
+    from carla_policy_tools.keys import load_public_keys
 
+    trusted_keys = load_public_keys(keys or ())
     results = []
     for archive in archives:
         with err.status(f"verifying {archive}"), naming(archive):
-            results.append(verify_archive(archive).to_json())
+            results.append(verify_archive(archive, trusted_keys=trusted_keys).to_json())
         if not as_json:
             _print_verification(results[-1], "verified")
     if as_json:
@@ -263,6 +276,8 @@ def predict(
 
 def _print_verification(result: dict[str, Any], verb: str) -> None:
     out.print(f"{verb} {result['archive']}  {result['digest'][:19]}")
+    if result["signed_by"]:
+        out.print(f"  signed by {', '.join(result['signed_by'])}")
     if result.get("not_compiled"):
         out.print(f"  preprocessor: scikit-learn in the worker, slower: {result['not_compiled']}")
     else:

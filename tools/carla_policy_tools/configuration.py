@@ -27,6 +27,8 @@ class Profile(BaseModel):
     max_batch_delay_ms: Annotated[int, Field(ge=0)]
     response_timeout_s: PositiveInt
     startup_timeout_s: PositiveInt
+    trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
 
 
 def profile_names() -> list[str]:
@@ -46,10 +48,12 @@ def load_profile(name: str) -> Profile:
             f"there is no profile {name!r}: choose one of {', '.join(profile_names())}, or name a .yaml file"
         )
     try:
-        return Profile.model_validate(parse_yaml(path.read_bytes(), path.name))
+        profile = Profile.model_validate(parse_yaml(path.read_bytes(), path.name))
     except ValidationError as error:
         findings = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path}: {findings}") from None
+    directory = path.absolute().parent
+    return profile.model_copy(update={"trusted_keys": tuple(str(directory / key) for key in profile.trusted_keys)})
 
 
 @dataclass(frozen=True)

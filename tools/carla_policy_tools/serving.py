@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ import requests
 
 from carla_policy.digests import file_digest
 from carla_policy.errors import ArtifactError
-from carla_policy_tools.archive import check
-from carla_policy_tools.configuration import Ports, properties
+from carla_policy_tools.configuration import Ports, Profile, properties
+from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
@@ -28,6 +28,7 @@ from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, t
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.lifecycle.stopping import drain
 from carla_policy_tools.paths import archive_name, naming
+from carla_policy_tools.signing import check_archive
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
@@ -60,9 +61,10 @@ def serve(
 ) -> None:
     """Serve until asked to stop; returns when everything that was asked has been answered and the server is gone.
 
-    Archives that have changed are refused with `ArtifactError` before anything is started; `ServerError` if the server
-    does not start or ends by itself. Once ready, a version whose worker fails is told to `on_trouble`, and the others
-    are served on. Without a run directory a temporary one is used, which stays only if something went wrong.
+    Archives that have changed, or that none of a profile's trusted keys has signed, are refused with `ArtifactError`
+    before anything is started; `ServerError` if the server does not start or ends by itself. Once ready, a version
+    whose worker fails is told to `on_trouble`, and the others are served on. Without a run directory a temporary one
+    is used, which stays only if something went wrong.
     """
     registry_file = request.registry_file
     try:
@@ -99,7 +101,7 @@ def _run(
 ) -> None:
     registry_file, ports = request.registry_file, endpoint.ports
     settings = declaration.settings()
-    digests, git_shas = _take_copies(declaration, registry_file.store, endpoint.store)
+    digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
     started = properties(versions=settings, promoted=declaration.promoted, ports=ports, store=endpoint.store)
     with TorchServe(started, ports, endpoint.run_dir) as server:
         try:
@@ -140,12 +142,14 @@ def _watch(server: TorchServe, registry_file: RegistryFile, ports: Ports, on_tro
             time.sleep(WATCH_INTERVAL_S)
 
 
-def _take_copies(declaration: Declaration, store: Path, copies: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _take_copies(
+    declaration: Declaration, settings: Mapping[str, Profile], store: Path, copies: Path
+) -> tuple[dict[str, str], dict[str, str]]:
     """Copy the archives to where the server loads from, each checked as a copy; digests and git SHAs by version."""
     shutil.rmtree(copies, ignore_errors=True)
     copies.mkdir()
     digests, git_shas = {}, {}
-    for version in declaration.profiles:
+    for version, profile in settings.items():
         archive = store / archive_name(version)
         copy = copies / archive.name
         with naming(archive), tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
@@ -153,8 +157,8 @@ def _take_copies(declaration: Declaration, store: Path, copies: Path) -> tuple[d
                 shutil.copyfile(archive, copy)
             except OSError as error:
                 raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
-            card = check(copy, Path(scratch))
-            digests[version], git_shas[version] = file_digest(copy), card.git_sha
+            checked = check_archive(copy, Path(scratch), load_public_keys(profile.trusted_keys), archive)
+            digests[version], git_shas[version] = file_digest(copy), checked.card.git_sha
             registered = declaration.digests.get(version, digests[version])
             if digests[version] != registered:
                 raise ArtifactError(

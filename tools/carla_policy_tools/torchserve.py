@@ -84,7 +84,8 @@ class TorchServe:
         config = self.run_dir / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
         environment = {
-            **os.environ,
+            # A PYTHONPATH would put other modules before those that an archive carries.
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             "TMPDIR": str(temp),
             "TEMP": str(temp),
             "LOG_LOCATION": str(logs),

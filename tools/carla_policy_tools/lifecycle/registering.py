@@ -16,6 +16,7 @@ import requests
 from carla_policy.errors import ArtifactError
 from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
+from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import POLL_S, Management
@@ -96,7 +97,8 @@ def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch, naming(archive):
         copy = Path(scratch, archive.name)
         shutil.copyfile(archive, copy)
-        verification = verify(copy, settings.startup_timeout_s)
+        trusted_keys = load_public_keys(settings.trusted_keys)
+        verification = verify(copy, trusted_keys=trusted_keys, original=archive, timeout_s=settings.startup_timeout_s)
         copy.replace(endpoint.store / archive.name)
     return verification
 
