@@ -19,7 +19,9 @@ import requests
 from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
 from carla_policy_tools.build import build
-from carla_policy_tools.paths import archive_name
+from carla_policy_tools.keys import load_signing_key, make_key_pair
+from carla_policy_tools.paths import CONFIG, archive_name
+from carla_policy_tools.signing import sign_archive
 from tests.servers import COMMAND, ServeProcess
 from tests.synthetic import make_artifact
 from tests.test_artifact import change_golden
@@ -191,6 +193,21 @@ def test_what_cannot_be_done_is_refused_in_one_line(server: ServeProcess, operat
     assert "there is no profile 'fast'" in operator.refused("register", SECOND, "--profile", "fast")
     assert "'vlatest' is not a version" in operator.refused("promote", "latest")
     assert listed(server) == {FIRST}
+
+
+def test_version_that_no_trusted_key_has_signed_is_not_registered(
+    server: ServeProcess, operator: Operator, tmp_path: Path
+) -> None:
+    key = make_key_pair(tmp_path / "ours")
+    values = (CONFIG / "profiles" / "realtime.yaml").read_text()
+    (tmp_path / "signed.yaml").write_text(f"{values}\ntrusted_keys: [ours.pub]\n")
+    archive = operator.store / archive_name(SECOND)
+    profile = ("--profile", str(tmp_path / "signed.yaml"))
+    assert f"error: {archive}.sig: there is no such file" in operator.refused("register", SECOND, *profile)
+    assert listed(server) == {FIRST}
+    sign_archive(archive, load_signing_key(key.private_key))
+    assert operator.do("register", SECOND, *profile)["version"] == SECOND
+    assert operator.do("status")["versions"][SECOND]["profile"] == str(tmp_path / "signed.yaml")
 
 
 def test_verbs_without_a_server_say_what_to_do(own_store: Path, tmp_path: Path) -> None:
