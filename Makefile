@@ -34,8 +34,9 @@ trainers: $(VENV)/serve.stamp  ## Add what exporting policies needs: stable-base
 build: setup  ## Build and verify an archive of each artifact
 	$(BIN)/carla-policy build $(ARTIFACTS)
 
-rebuild: setup  ## Delete the archives of the shipped artifacts and build them again
-	rm -f $(patsubst artifacts/%,model_store/carla_policy-%.mar,$(ARTIFACTS))
+# For development: a registry refuses archives that are not those that were registered.
+rebuild: setup  ## Delete the archives of the shipped artifacts and the registry, and build them again
+	rm -rf $(patsubst artifacts/%,model_store/carla_policy-%.mar,$(ARTIFACTS)) model_store/registry.json*
 	$(BIN)/carla-policy build $(ARTIFACTS)
 
 serve: build  ## Serve all versions on this machine until Ctrl-C
@@ -61,4 +62,5 @@ lock:  ## Resolve the locked requirements again
 	rm -rf $(LOCK_VENV)
 
 clean:  ## Remove what can be made again
-	rm -rf $(VENV) build *.egg-info handler/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis model_store/*.mar
+	rm -rf $(VENV) build *.egg-info handler/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		model_store/*.mar model_store/*.mar.sig model_store/registry.json*
