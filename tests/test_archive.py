@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from carla_policy.digests import dump_digests, file_digest
+from benchmarks.archives import repack
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
 from carla_policy_tools import archive as archive_module
@@ -262,16 +262,3 @@ def test_compiled_form_that_is_not_bit_equal_is_not_used(tmp_path: Path) -> None
     training.transformer.transform = lambda rows: Cautious.transform(training.transformer, rows) * (1 + 1e-6)
     with pytest.raises(compilation.NotCompilable, match=r"compiled form differs from transform in .* values"):
         compilation.compile_preprocessor(training, observations)
-
-
-def repack(directory: Path, archive: Path, *, update_digests: bool = True) -> Path:
-    """Zip `directory` as a build does, with or without a list of digests that fits."""
-    from carla_policy_tools.archive import _zip
-
-    if update_digests:
-        listing = directory / "digests.json"
-        names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-        digests = {name: file_digest(directory / name) for name in names if name != listing.name}
-        listing.write_text(dump_digests(digests))
-    archive.write_bytes(_zip(directory))
-    return archive

@@ -1,0 +1,1 @@
+"""Measuring and drilling a real server: load, start-up times, faults."""

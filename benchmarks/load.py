@@ -1,0 +1,189 @@
+"""A steady load on a running server, from a process of its own, and what became of each request."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from carla_policy_tools.client import prediction_url
+
+RATE = 400.0
+CONNECTIONS = 8
+TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 5.0
+_SENDER = Path(__file__).with_name("sender.py")
+
+
+class Sent(NamedTuple):
+    """A request and what became of it. Times are of `time.monotonic()`, which all processes of a machine share."""
+
+    row: int
+    due: float
+    sent: float
+    ended: float
+    outcome: str
+    """The status, or `refused` (no connection), `cut` (closed before the answer was complete), `timeout` (no answer
+    in time), `unsent` (all connections waited for answers until it was too late)."""
+    version: str
+    """The version that answered."""
+    right: bool
+    """The action is, bit for bit, the one that this version gives to this observation."""
+    note: str
+    """What the server said, or what went wrong."""
+
+    @property
+    def latency_s(self) -> float:
+        """From when the request was due, not from when a connection was free."""
+        return self.ended - self.due
+
+    @property
+    def lost(self) -> bool:
+        return self.outcome != "200"
+
+    @property
+    def wrong(self) -> bool:
+        return self.outcome == "200" and not self.right
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Observations to ask, as request bodies, and the action that each version gives to each of them."""
+
+    bodies: Sequence[str]
+    expected: dict[str, list[Any]]
+
+
+class Load:
+    """A context manager: requests leave from entering until leaving, `rate` a second over `connections`.
+
+    Asks `version`, or the promoted one for `None`. `sent` may be read meanwhile; it is complete after `stop`.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        questions: Questions,
+        *,
+        version: str | None = None,
+        rate: float = RATE,
+        connections: int = CONNECTIONS,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        url = urlsplit(prediction_url(base, version))
+        self._plan = {
+            "host": url.hostname,
+            "port": url.port,
+            "path": url.path,
+            "bodies": list(questions.bodies),
+            "expected": questions.expected,
+            "rate": rate,
+            "connections": connections,
+            "timeout_s": timeout_s,
+        }
+        self.sent: list[Sent] = []
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[str]
+        self._reader: threading.Thread
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-I", "-S", str(_SENDER)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(self._plan) + "\n")
+        self._process.stdin.flush()
+        self._reader = threading.Thread(target=self._read, name="load", daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.sent.append(Sent(*json.loads(line)))
+
+    @property
+    def pid(self) -> int:
+        """Of the sending process."""
+        return self._process.pid
+
+    def stop(self) -> list[Sent]:
+        """Send no more, wait for the answers that are due, and return what became of all; may be called again.
+
+        Raises `RuntimeError` if the sender itself has failed.
+        """
+        if self._process.stdin and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            status = self._process.wait(self._timeout_s + STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        if status:
+            raise RuntimeError(f"the process that sends the load ended with status {status}")
+        return self.sent
+
+    def wait_answered(self, count: int, timeout_s: float) -> None:
+        """Return when `count` more requests have been answered with 200; `TimeoutError` otherwise."""
+        deadline, seen, missing = time.monotonic() + timeout_s, len(self.sent), count
+        while missing > 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{missing} of {count} requests were not answered within {timeout_s:g} s")
+            time.sleep(0.01)
+            new = self.sent[seen:]
+            seen += len(new)
+            missing -= sum(not record.lost for record in new)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Requests over a span of time."""
+
+    requests: int
+    rate: float
+    lost: int
+    wrong: int
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+
+
+def between(sent: Iterable[Sent], start: float, end: float = math.inf) -> list[Sent]:
+    """Those that were due from `start` until before `end`."""
+    return [record for record in sent if start <= record.due < end]
+
+
+def figures(sent: Sequence[Sent]) -> Figures:
+    """What the requests `sent` came to; latencies are of all of them, answered or not, NaN where there are none."""
+    latencies = sorted(record.latency_s * 1000 for record in sent)
+    span = max((r.due for r in sent), default=0.0) - min((r.due for r in sent), default=0.0)
+    return Figures(
+        requests=len(sent),
+        rate=(len(sent) - 1) / span if span else 0.0,
+        lost=sum(record.lost for record in sent),
+        wrong=sum(record.wrong for record in sent),
+        p50_ms=percentile(latencies, 0.50),
+        p99_ms=percentile(latencies, 0.99),
+        longest_ms=latencies[-1] if latencies else math.nan,
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value that `share` of the `ordered` ones do not exceed (nearest rank); NaN of nothing."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
