@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import Questions
@@ -25,11 +26,26 @@ FIRST, SECOND = "v0.1.0", "v0.2.0"
 ROWS = 64
 
 
-def build_versions(store: Path, versions: Sequence[str]) -> None:
-    """Build those of `SOURCES` that are named into `store`, and verify them."""
+@dataclass(frozen=True)
+class Archives:
+    """Built and verified archives in a directory, which drills copy what they need from, and questions to all."""
+
+    directory: Path
+    questions: Questions
+
+    def copy(self, versions: Iterable[str], store: Path) -> None:
+        """Put the archives of `versions` into `store`."""
+        store.mkdir(parents=True, exist_ok=True)
+        for version in versions:
+            shutil.copyfile(self.directory / archive_name(version), store / archive_name(version))
+
+
+def build_archives(directory: Path, versions: Sequence[str] = tuple(SOURCES)) -> Archives:
+    """Build those of `SOURCES` that are named into `directory`, and verify them."""
     with tempfile.TemporaryDirectory(prefix="carla-policy-drill-") as scratch:
         for version in versions:
-            build(copy_artifact(SOURCES[version], version, Path(scratch)), store)
+            build(copy_artifact(SOURCES[version], version, Path(scratch)), directory)
+    return Archives(directory, ask_policies(directory, versions))
 
 
 def copy_artifact(source: str, version: str, directory: Path) -> Path:
@@ -42,13 +58,6 @@ def copy_artifact(source: str, version: str, directory: Path) -> Path:
     return artifact
 
 
-def copy_archives(source: Path, store: Path, versions: Sequence[str]) -> None:
-    """Put the archives of `versions` from `source` into `store`."""
-    store.mkdir(parents=True, exist_ok=True)
-    for version in versions:
-        shutil.copyfile(source / archive_name(version), store / archive_name(version))
-
-
 def repack(directory: Path, archive: Path, *, update_digests: bool = True) -> Path:
     """Zip `directory` as a build does, with or without a list of digests that fits."""
     if update_digests:
@@ -57,7 +66,7 @@ def repack(directory: Path, archive: Path, *, update_digests: bool = True) -> Pa
     return archive
 
 
-def questions(store: Path, versions: Sequence[str], rows: int = ROWS) -> Questions:
+def ask_policies(store: Path, versions: Sequence[str], rows: int = ROWS) -> Questions:
     """The first golden observations of the first of `versions`, and what each version does with them.
 
     Asks the packaged policies themselves, in this process: golden vectors may differ in the last bits on another

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import statistics
 import subprocess
 import sys
 import threading
@@ -32,8 +34,8 @@ class Sent(NamedTuple):
     sent: float
     ended: float
     outcome: str
-    """The status, or `refused` (no connection), `cut` (closed before the answer was complete), `timeout` (no answer
-    in time), `unsent` (all connections waited for answers until it was too late)."""
+    """The status, or `refused` (no connection), `closed` (before an answer began), `cut` (closed within the answer),
+    `timeout` (no answer in time), `unsent` (all connections waited for answers until it was too late)."""
     version: str
     """The version that answered."""
     right: bool
@@ -157,6 +159,7 @@ class Figures:
 
     requests: int
     rate: float
+    """Requests due a second, also where `sent` is of several loads one after the other."""
     lost: int
     wrong: int
     p50_ms: float
@@ -172,10 +175,10 @@ def between(sent: Iterable[Sent], start: float, end: float = math.inf) -> list[S
 def figures(sent: Sequence[Sent]) -> Figures:
     """What the requests `sent` came to; latencies are of all of them, answered or not, NaN where there are none."""
     latencies = sorted(record.latency_s * 1000 for record in sent)
-    span = max((r.due for r in sent), default=0.0) - min((r.due for r in sent), default=0.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sorted(record.due for record in sent))]
     return Figures(
         requests=len(sent),
-        rate=(len(sent) - 1) / span if span else 0.0,
+        rate=1 / statistics.median(gaps) if gaps else 0.0,
         lost=sum(record.lost for record in sent),
         wrong=sum(record.wrong for record in sent),
         p50_ms=percentile(latencies, 0.50),

@@ -102,7 +102,7 @@ class Connection:
             self.close()
             return None
         if not data:
-            raise EOFError(f"closed after {len(self._received)} bytes of an answer")
+            raise EOFError("closed")
         self._received += data
         return self._complete()
 
@@ -115,6 +115,11 @@ class Connection:
         if len(body) < int(headers["content-length"]):
             return None
         return Answer(int(status_line.split(" ")[1]), body, headers.get("connection", "").lower() != "close")
+
+    @property
+    def begun(self) -> bool:
+        """A part of the answer has come."""
+        return bool(self._received)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -201,7 +206,8 @@ class Sender:
         connection.close()
         if connection.job is not None:
             refused = isinstance(error, ConnectionRefusedError)
-            self.record(connection, "refused" if refused else "cut", "", False, str(error))
+            outcome = "refused" if refused else "cut" if connection.begun else "closed"
+            self.record(connection, outcome, "", False, str(error))
 
     def expire(self) -> None:
         """Give up what has waited too long, sent or not."""

@@ -1,0 +1,90 @@
+"""Archives that look like any other and cannot be served, one for each way of failing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.archives import SECOND, copy_artifact, repack
+from carla_policy.card import CARD_FILE, GOLDEN_FILE, ModelCard, load_card
+from carla_policy.preprocessing import COMPILED_FILE
+from carla_policy_tools.archive import HANDLER_FILE, pack, unpack
+from carla_policy_tools.artifact import load_training_preprocessor, seal
+from carla_policy_tools.compilation import compile_preprocessor
+from carla_policy_tools.paths import archive_name
+
+_INITIALIZE = "    def initialize(self, context: Context) -> None:\n"
+_HANDLE = "    def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:\n"
+_HANG = "        import time; time.sleep(3600)\n"
+
+
+def _truncate_model(artifact: Path) -> None:
+    data = (artifact / "model.pt").read_bytes()
+    (artifact / "model.pt").write_bytes(data[: len(data) // 2])
+
+
+def _change_golden(artifact: Path) -> None:
+    with np.load(artifact / GOLDEN_FILE) as golden:
+        arrays = dict(golden)
+    arrays["deterministic_actions"] = arrays["deterministic_actions"].copy()
+    arrays["deterministic_actions"][3] += np.float32(0.125)
+    np.savez(artifact / GOLDEN_FILE, **arrays)
+
+
+def _remove_file(directory: Path) -> None:
+    (directory / COMPILED_FILE).unlink()
+    (directory / "carla_policy" / "heads.py").unlink()
+
+
+def _edit_handler(edit: Callable[[str], str]) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / HANDLER_FILE
+        before = path.read_text()
+        after = edit(before)
+        if after == before:
+            raise ValueError(f"{HANDLER_FILE}: has not the lines that this damage changes")
+        path.write_text(after)
+
+    return change
+
+
+OF_THE_ARTIFACT: dict[str, Callable[[Path], None]] = {
+    "truncated model": _truncate_model,
+    "golden mismatch": _change_golden,
+}
+OF_THE_ARCHIVE: dict[str, Callable[[Path], None]] = {
+    "missing file": _remove_file,
+    "hangs in initialize": _edit_handler(lambda text: text.replace(_INITIALIZE, _INITIALIZE + _HANG)),
+    "hangs in handle": _edit_handler(lambda text: text.replace(_HANDLE, _HANDLE + _HANG)),
+    "raises at import": _edit_handler(lambda text: text + "\nraise OSError('no such device')\n"),
+    "exits at once": _edit_handler(lambda text: text + "\nos._exit(3)\n"),
+}
+KINDS = (*OF_THE_ARTIFACT, *OF_THE_ARCHIVE)
+
+
+def broken_archive(kind: str, version: str, store: Path) -> Path:
+    """Write an archive of `version` into `store` that is broken as `kind`, one of `KINDS`, says.
+
+    Its digests fit, so that only loading or using it can tell.
+    """
+    with tempfile.TemporaryDirectory(prefix="carla-policy-drill-") as scratch:
+        artifact = copy_artifact(SECOND, version, Path(scratch))
+        compiled = compile_preprocessor(
+            load_training_preprocessor(artifact, load_card(artifact / CARD_FILE)),
+            np.load(artifact / GOLDEN_FILE)["observations"],
+        )
+        if kind in OF_THE_ARTIFACT:
+            OF_THE_ARTIFACT[kind](artifact)
+        card: ModelCard = seal(artifact)
+        archive = store / archive_name(version)
+        archive.write_bytes(pack(artifact, card, compiled))
+        if kind in OF_THE_ARCHIVE:
+            directory = Path(scratch, "unpacked")
+            directory.mkdir()
+            unpack(archive, directory)
+            OF_THE_ARCHIVE[kind](directory)
+            repack(directory, archive)
+    return archive

@@ -1,0 +1,96 @@
+"""What a drill found: the figures, the conditions that failed, and whether it passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.load import Figures, Sent, figures
+from carla_policy_tools.console import out
+
+LONGEST_LIST = 10
+
+
+@dataclass
+class Report:
+    """One drill's outcome. `broken` are conditions that must always hold, `slow` are limits on time that did not.
+
+    The two are apart because a busy machine may break the latter only.
+    """
+
+    drill: str
+    faults: int = 0
+    load: Figures = field(default_factory=lambda: figures([]))
+    undisturbed: Figures = field(default_factory=lambda: figures([]))
+    during: Figures = field(default_factory=lambda: figures([]))
+    recovery_s: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.broken and not self.slow
+
+    def require(self, condition: bool, otherwise: str) -> None:
+        """Note `otherwise` as broken unless `condition` holds."""
+        if not condition:
+            self.broken.append(otherwise)
+
+    def count(self, sent: Sequence[Sent], undisturbed: Sequence[Sent], during: Sequence[Sent]) -> None:
+        """Take over the figures of a load; every request must be answered, and rightly."""
+        self.load, self.undisturbed, self.during = figures(sent), figures(undisturbed), figures(during)
+        self.broken += complaints("request lost", (record for record in sent if record.lost))
+        self.broken += complaints("wrong answer", (record for record in sent if record.wrong))
+
+    def limit_p99(self, factor: float) -> None:
+        """P99 during the faults is to be at most `factor` times the undisturbed one."""
+        if not self.during.p99_ms <= factor * self.undisturbed.p99_ms:
+            self.slow.append(
+                f"P99 during faults {self.during.p99_ms:.2f} ms, expected at most {factor:g} x "
+                f"{self.undisturbed.p99_ms:.2f} ms"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`; a figure of no requests is null."""
+        return {**_plain(asdict(self)), "passed": self.passed}
+
+    def print(self) -> None:
+        """For people."""
+        table = Table("", "requests", "per s", "lost", "wrong", "P50 ms", "P99 ms", "longest ms", box=None)
+        spans = {"all": self.load, "undisturbed": self.undisturbed, "during faults": self.during}
+        for name, span in spans.items():
+            numbers = (f"{value:.2f}" for value in (span.p50_ms, span.p99_ms, span.longest_ms))
+            table.add_row(name, str(span.requests), f"{span.rate:.0f}", str(span.lost), str(span.wrong), *numbers)
+        out.print(f"{self.drill}: {self.faults} faults")
+        out.print(table)
+        if self.recovery_s:
+            out.print(f"seconds to recover: median {_median(self.recovery_s):.2f}, longest {max(self.recovery_s):.2f}")
+        for name, value in self.facts.items():
+            out.print(f"{name}: {value}", markup=False)
+        for problem in (*self.broken, *self.slow):
+            out.print(f"  FAILED {problem}", markup=False)
+        out.print("PASS" if self.passed else "FAIL")
+
+
+def complaints(kind: str, records: Iterable[Sent]) -> list[str]:
+    """A line for each of the first requests that went wrong, and one that counts the others."""
+    lines = [f"{kind}: row {r.row}, {r.outcome} {r.version}, sent at {r.sent:.3f}: {r.note}" for r in records]
+    more = [f"{kind}: {len(lines) - LONGEST_LIST} more"] if len(lines) > LONGEST_LIST else []
+    return lines[:LONGEST_LIST] + more
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
