@@ -18,7 +18,9 @@ from carla_policy_tools.paths import archive_name
 
 _INITIALIZE = "    def initialize(self, context: Context) -> None:\n"
 _HANDLE = "    def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:\n"
-_HANG = "        import time; time.sleep(3600)\n"
+_ANSWERS = "return [answer.body for answer in answers]"
+_IN_WORKER = 'sys.argv[0].endswith("model_service_worker.py")'
+_HANG = "        while {condition}:\n            __import__('time').sleep(1)\n"
 
 
 def _truncate_model(artifact: Path) -> None:
@@ -55,12 +57,30 @@ OF_THE_ARTIFACT: dict[str, Callable[[Path], None]] = {
     "truncated model": _truncate_model,
     "golden mismatch": _change_golden,
 }
+
+
+def _insert(after: str, text: str) -> Callable[[Path], None]:
+    return _edit_handler(lambda source: source.replace(after, after + text))
+
+
+def _append(statement: str) -> Callable[[Path], None]:
+    return _edit_handler(lambda source: f"{source}\nif {_IN_WORKER}:\n    {statement}\n")
+
+
 OF_THE_ARCHIVE: dict[str, Callable[[Path], None]] = {
     "missing file": _remove_file,
-    "hangs in initialize": _edit_handler(lambda text: text.replace(_INITIALIZE, _INITIALIZE + _HANG)),
-    "hangs in handle": _edit_handler(lambda text: text.replace(_HANDLE, _HANDLE + _HANG)),
-    "raises at import": _edit_handler(lambda text: text + "\nraise OSError('no such device')\n"),
-    "exits at once": _edit_handler(lambda text: text + "\nos._exit(3)\n"),
+    "hangs in verification": _insert(_INITIALIZE, _HANG.format(condition="True")),
+    # From here on only a server's worker is affected: verification alone, in another process, finds nothing.
+    "hangs in initialize": _insert(_INITIALIZE, _HANG.format(condition=_IN_WORKER)),
+    "hangs in handle": _insert(_HANDLE, _HANG.format(condition=_IN_WORKER)),
+    "raises at import": _append("raise OSError('no such device')"),
+    "exits at once": _append("os._exit(3)"),
+    "answers differently": _edit_handler(
+        lambda source: source.replace(
+            _ANSWERS,
+            f"return [answer.body.replace(b'0.', b'0.5') if {_IN_WORKER} else answer.body for answer in answers]",
+        )
+    ),
 }
 KINDS = (*OF_THE_ARTIFACT, *OF_THE_ARCHIVE)
 

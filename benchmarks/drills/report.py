@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psutil
 from rich.table import Table
 
+from benchmarks.drills.rig import Rig
 from benchmarks.load import Figures, Sent, figures
+from carla_policy.errors import ArtifactError
 from carla_policy_tools.console import out
 
 LONGEST_LIST = 10
@@ -40,6 +44,21 @@ class Report:
         """Note `otherwise` as broken unless `condition` holds."""
         if not condition:
             self.broken.append(otherwise)
+
+    @contextmanager
+    def noting_failures(self) -> Iterator[None]:
+        """What fails in the block ends the block, not the drill: it is noted as broken."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError, ArtifactError, psutil.Error) as error:
+            self.broken.append(f"{type(error).__name__}: {error}")
+
+    def require_state(self, rig: Rig, versions: set[str], promoted: str) -> None:
+        """The registry declares just that, and the server is what the registry declares."""
+        declared = rig.declared()
+        self.require(declared == (versions, promoted), f"declared: {declared}, expected {(versions, promoted)}")
+        status = rig.status()
+        self.require(not status["drift"], f"drift: {status['drift']}")
 
     def count(self, sent: Sequence[Sent], undisturbed: Sequence[Sent], during: Sequence[Sent]) -> None:
         """Take over the figures of a load; every request must be answered, and rightly."""

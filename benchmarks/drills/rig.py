@@ -138,6 +138,13 @@ class Rig:
         content = json.loads(self.registry.read_text())
         return frozenset(content["versions"]), content.get("promoted")
 
+    def status(self) -> dict[str, Any]:
+        """What `carla-policy status --json` says, also where it reports drift by its exit status."""
+        outcome = self.run("status", "--json")
+        if not outcome.output:
+            raise RuntimeError(str(outcome))
+        return outcome.json()
+
     def leftovers(self, spare: Iterable[int] = ()) -> list[psutil.Process]:
         """Processes of this rig that run still, but for those of the pids to `spare` and what these started."""
         spared = set(spare)
