@@ -56,7 +56,8 @@ class Report:
     def require_state(self, rig: Rig, versions: set[str], promoted: str) -> None:
         """The registry declares just that, and the server is what the registry declares."""
         declared = rig.declared()
-        self.require(declared == (versions, promoted), f"declared: {declared}, expected {(versions, promoted)}")
+        expected = (frozenset(versions), promoted)
+        self.require(declared == expected, f"declared: {declared}, expected {expected}")
         status = rig.status()
         self.require(not status["drift"], f"drift: {status['drift']}")
 

@@ -1,0 +1,105 @@
+"""Drill `operators`: many of them change the same versions at once, and what is left is what the history says."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.archives import FIRST, SOURCES, Archives
+from benchmarks.drills.report import Report
+from benchmarks.drills.rig import Outcome, Rig
+from benchmarks.load import RATE, Load, between
+
+VERSIONS = tuple(SOURCES)
+WEIGHTS = {"register": 3, "promote": 4, "rollback": 2, "retire": 3, "status": 2}
+EXPECTED_STATUS = (0, 1)
+TRACEBACK = "Traceback"
+
+
+def run(
+    archives: Archives,
+    *,
+    operators: int = 16,
+    seconds: float = 60.0,
+    seed: int = 0,
+    rate: float = RATE,
+    quiet_s: float = 5.0,
+) -> Report:
+    """Random verbs on random versions from a seed, for about `seconds`; each command is a fault to the others."""
+    report = Report("operators")
+    outcomes: list[Outcome] = []
+    with Rig(archives, VERSIONS) as rig, rig.serve(FIRST) as server:
+        with Load(server.base, archives.questions, rate=rate) as load:
+            load.wait_answered(round(rate), timeout_s=30)
+            quiet = time.monotonic()
+            time.sleep(quiet_s)
+            start = time.monotonic()
+
+            def operate(number: int) -> None:
+                choice = random.Random(f"{seed}-{number}")
+                while time.monotonic() < start + seconds:
+                    outcomes.append(rig.run(*_command(choice)))
+
+            threads = [threading.Thread(target=operate, args=(number,)) for number in range(operators)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            end = time.monotonic()
+        sent = load.stop()
+        report.faults = len(outcomes)
+        with report.noting_failures():
+            content = json.loads(rig.registry.read_text())
+            versions, promoted = fold(content["history"])
+            report.require_state(rig, versions, promoted or "")
+            _check_history(report, content["history"], outcomes)
+            report.require(server.process.poll() is None, "the server has ended")
+            status = rig.status()
+            report.require(status["default"] == promoted, f"{status['default']} is the default, promoted: {promoted}")
+            report.require(not status["under_way"], f"still under way: {status['under_way']}")
+    report.count(sent, between(sent, quiet, start), between(sent, start, end))
+    report.facts["commands by verb and exit status"] = dict(
+        sorted(Counter(f"{outcome.arguments[0]} {outcome.status}" for outcome in outcomes).items())
+    )
+    for outcome in outcomes:
+        sane = outcome.status in EXPECTED_STATUS and TRACEBACK not in outcome.error
+        report.require(sane, f"not an answer to an operator: {outcome}")
+    return report
+
+
+def _command(choice: random.Random) -> tuple[str, ...]:
+    (verb,) = choice.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    return (verb,) if verb in ("rollback", "status") else (verb, choice.choice(VERSIONS))
+
+
+def fold(history: Iterable[Mapping[str, Any]]) -> tuple[set[str], str | None]:
+    """The versions and the promoted one that the events of a registry lead to."""
+    versions: set[str] = set()
+    promoted: str | None = None
+    for event in history:
+        if event["verb"] == "register":
+            versions.add(event["version"])
+        elif event["verb"] == "retire":
+            versions.remove(event["version"])
+        elif event["verb"] in ("promote", "rollback"):
+            promoted = event["version"]
+    return versions, promoted
+
+
+def _check_history(report: Report, history: list[Mapping[str, Any]], outcomes: Iterable[Outcome]) -> None:
+    """Each register and retire that succeeded is in the history, and no other; the start declared one version."""
+    counted = ("register", "retire")
+    told: Counter[tuple[str, ...]] = Counter(
+        (event["verb"], event["version"]) for event in history if event["verb"] in counted
+    )
+    told.subtract({("register", FIRST): 1})
+    done = Counter(outcome.arguments for outcome in outcomes if outcome.ok and outcome.arguments[0] in counted)
+    differing = {key: (told[key], done[key]) for key in told | done if told[key] != done[key]}
+    report.require(not differing, f"in the history and done by commands: {differing}")
+    sequence = [event["sequence"] for event in history]
+    report.require(sequence == list(range(1, len(history) + 1)), "the history's numbers have gaps")
