@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,9 +19,6 @@ from urllib.parse import urlsplit
 
 from carla_policy_tools.client import prediction_url
 
-RATE = 400.0
-CONNECTIONS = 8
-TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 5.0
 _SENDER = Path(__file__).with_name("sender.py")
 
@@ -65,8 +62,20 @@ class Questions:
     expected: dict[str, list[Any]]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a load is sent: requests a second, over how many connections, and when an answer comes too late to count."""
+
+    rate: float = 400.0
+    connections: int = 8
+    timeout_s: float = 5.0
+
+
+PACE = Pace()
+
+
 class Load:
-    """A context manager: requests leave from entering until leaving, `rate` a second over `connections`.
+    """A context manager: requests leave at `pace` from entering until leaving.
 
     Asks `version`, or the promoted one for `None`. `sent` may be read meanwhile; it is complete after `stop`.
     """
@@ -76,10 +85,8 @@ class Load:
         base: str,
         questions: Questions,
         *,
+        pace: Pace = PACE,
         version: str | None = None,
-        rate: float = RATE,
-        connections: int = CONNECTIONS,
-        timeout_s: float = TIMEOUT_S,
     ) -> None:
         url = urlsplit(prediction_url(base, version))
         self._plan = {
@@ -88,12 +95,10 @@ class Load:
             "path": url.path,
             "bodies": list(questions.bodies),
             "expected": questions.expected,
-            "rate": rate,
-            "connections": connections,
-            "timeout_s": timeout_s,
+            **asdict(pace),
         }
         self.sent: list[Sent] = []
-        self._timeout_s = timeout_s
+        self._timeout_s = pace.timeout_s
         self._process: subprocess.Popen[str]
         self._reader: threading.Thread
 

@@ -11,7 +11,7 @@ from benchmarks.archives import FIRST, Archives
 from benchmarks.drills.damage import KINDS, broken_archive
 from benchmarks.drills.report import Report
 from benchmarks.drills.rig import Rig
-from benchmarks.load import RATE, Load, Sent, between
+from benchmarks.load import PACE, Load, Pace, Sent, between
 from benchmarks.servers import ServeProcess
 
 STARTUP_S, RESPONSE_S = 10, 3
@@ -19,7 +19,7 @@ DEADLINE_S = 2 * STARTUP_S + 15.0
 """Verification and loading have `STARTUP_S` each; the rest is the command itself and its cleaning up."""
 ANSWER_S = 20.0
 """Nobody who asks a version while it is being refused may wait longer."""
-ASKING_RATE = 4.0
+ASKING = Pace(rate=4.0, connections=64, timeout_s=ANSWER_S + 10)
 REASONS = {
     "truncated model": "model.pt",
     "golden mismatch": "golden.npz: vector 3, deterministic_actions",
@@ -34,15 +34,15 @@ REASONS = {
 """What `register` has to say about each kind."""
 
 
-def run(archives: Archives, *, kinds: Sequence[str] = KINDS, rate: float = RATE, quiet_s: float = 5.0) -> Report:
+def run(archives: Archives, *, kinds: Sequence[str] = KINDS, pace: Pace = PACE, quiet_s: float = 5.0) -> Report:
     """One registration of each kind of broken version, beside a load on the promoted one."""
     report = Report("broken")
     asked: list[Sent] = []
     with Rig(archives, [FIRST]) as rig:
         profile = str(rig.profile(startup_timeout_s=STARTUP_S, response_timeout_s=RESPONSE_S))
         with rig.serve(FIRST, "--profile", profile) as server:
-            with Load(server.base, archives.questions, rate=rate) as load:
-                load.wait_answered(round(rate), timeout_s=30)
+            with Load(server.base, archives.questions, pace=pace) as load:
+                load.wait_answered(round(pace.rate), timeout_s=30)
                 quiet = time.monotonic()
                 time.sleep(quiet_s)
                 start = time.monotonic()
@@ -65,9 +65,7 @@ def _refuse(
 ) -> Sequence[Sent]:
     """Register one broken version; the requests that were sent to it meanwhile."""
     broken_archive(kind, version, rig.store)
-    asking = Load(
-        server.base, archives.questions, version=version, rate=ASKING_RATE, connections=64, timeout_s=ANSWER_S + 10
-    )
+    asking = Load(server.base, archives.questions, version=version, pace=ASKING)
     with asking:
         outcome = rig.run("register", version)
     report.faults += 1

@@ -7,15 +7,16 @@ import time
 
 from benchmarks.archives import FIRST, SECOND, Archives
 from benchmarks.drills.promotions import Promotions
+from benchmarks.drills.readiness import Readiness
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Outcome, Rig
-from benchmarks.load import RATE, Load, between
+from benchmarks.load import PACE, Load, Pace, between
 
 WARM_UP_S = 3.0
 P99_FACTOR = 3.0
 
 
-def run(archives: Archives, *, cycles: int = 100, rate: float = RATE, quiet_s: float = 15.0) -> Report:
+def run(archives: Archives, *, cycles: int = 100, pace: Pace = PACE, quiet_s: float = 15.0) -> Report:
     """`cycles` times register, promote, rollback and retire of a second version, as an operator types them.
 
     Latencies undisturbed are those of `quiet_s` before and `quiet_s` after.
@@ -24,8 +25,9 @@ def run(archives: Archives, *, cycles: int = 100, rate: float = RATE, quiet_s: f
     promotions = Promotions(FIRST)
     outcomes: list[Outcome] = []
     with Rig(archives, [FIRST, SECOND]) as rig, rig.serve(FIRST) as server:
-        with Load(server.base, archives.questions, rate=rate) as load:
-            load.wait_answered(round(rate * WARM_UP_S), timeout_s=30)
+        readiness = Readiness(f"{server.ready['health']}/readyz")
+        with readiness, Load(server.base, archives.questions, pace=pace) as load:
+            load.wait_answered(round(pace.rate * WARM_UP_S), timeout_s=30)
             quiet = time.monotonic()
             time.sleep(quiet_s)
             start = time.monotonic()
@@ -45,6 +47,7 @@ def run(archives: Archives, *, cycles: int = 100, rate: float = RATE, quiet_s: f
             report.require_state(rig, {FIRST}, FIRST)
     undisturbed = [*between(sent, quiet, start), *between(sent, end)]
     report.count(sent, undisturbed, between(sent, start, end))
+    report.forbid_red(readiness, start, end)
     report.broken += complaints("answered by a version that was not promoted then", promotions.strangers(sent))
     answered = {version: sum(record.version == version for record in sent) for version in (FIRST, SECOND)}
     report.facts["answers by version"] = answered

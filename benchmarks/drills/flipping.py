@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 from benchmarks.archives import FIRST, SECOND, Archives
 from benchmarks.drills.promotions import Promotions
+from benchmarks.drills.readiness import Readiness
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Outcome, Rig
-from benchmarks.load import RATE, Load, between, percentile
+from benchmarks.load import PACE, Load, Pace, between, percentile
 from carla_policy_tools.client import prediction_url
 from carla_policy_tools.lifecycle.promoting import promote
 from carla_policy_tools.lifecycle.registry import RegistryFile
@@ -22,7 +23,7 @@ GIVE_UP_S = 2.0
 
 
 def run(
-    archives: Archives, *, flips: int = 1000, commands: int = 50, rate: float = RATE, quiet_s: float = 5.0
+    archives: Archives, *, flips: int = 1000, commands: int = 50, pace: Pace = PACE, quiet_s: float = 5.0
 ) -> Report:
     """`flips` promotions, turn by turn of two versions; the first `commands` of them as an operator types them.
 
@@ -33,8 +34,9 @@ def run(
     effects: list[float] = []
     with Rig(archives, [FIRST, SECOND]) as rig, rig.serve("--promote", SECOND) as server:
         registry_file = RegistryFile.of(rig.store)
-        with Load(server.base, archives.questions, rate=rate) as load:
-            load.wait_answered(round(rate), timeout_s=30)
+        readiness = Readiness(f"{server.ready['health']}/readyz")
+        with readiness, Load(server.base, archives.questions, pace=pace) as load:
+            load.wait_answered(round(pace.rate), timeout_s=30)
             quiet = time.monotonic()
             time.sleep(quiet_s)
             start = time.monotonic()
@@ -50,6 +52,7 @@ def run(
         with report.noting_failures():
             report.require_state(rig, {FIRST, SECOND}, promotions.promoted)
     report.count(sent, between(sent, quiet, start), between(sent, start, end))
+    report.forbid_red(readiness, start, end)
     report.broken += complaints("answered by a version that was not promoted then", promotions.strangers(sent))
     effects.sort()
     report.facts["ms until the new version answers"] = (

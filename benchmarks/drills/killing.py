@@ -15,13 +15,13 @@ import requests
 from benchmarks.archives import FIRST, SECOND, Archives
 from benchmarks.drills.report import Report
 from benchmarks.drills.rig import Rig
-from benchmarks.load import Load, Sent
+from benchmarks.load import Load, Pace, Sent
 from benchmarks.servers import ServeProcess
 from carla_policy_tools.lifecycle.records import Registry
 
 VERBS = ("register", "promote", "rollback", "retire")
 TARGETS = ("verb", "server", "serve")
-RATE = 100.0
+PACE = Pace(rate=100.0)
 SETTLE_S = 30.0
 
 State = tuple[frozenset[str], str | None]
@@ -47,7 +47,7 @@ def points(count: int, seed: int) -> list[Point]:
     return [Point(*combinations[number % len(combinations)], chance.random()) for number in range(count)]
 
 
-def run(archives: Archives, *, kills: int = 30, seed: int = 0) -> Report:
+def run(archives: Archives, *, kills: int = 30, seed: int = 0, pace: Pace = PACE) -> Report:
     """`kills` points in time; after each the server starts anew on the same registry.
 
     Requests are sent while a command is the target: its death must not be noticed. A server's death is, so then none.
@@ -61,7 +61,7 @@ def run(archives: Archives, *, kills: int = 30, seed: int = 0) -> Report:
         for point in points(kills, seed):
             before = len(report.broken)
             with report.noting_failures():
-                sent += _strike(rig, report, archives, point, usual[point.verb])
+                sent += _strike(rig, report, archives, point, usual[point.verb], pace)
             report.faults += 1
             report.broken[before:] = [f"{point}: {finding}" for finding in report.broken[before:]]
         left = rig.wait_gone()
@@ -76,14 +76,14 @@ def _usual_durations(rig: Rig) -> dict[str, float]:
     return {command[0]: rig.must(*command).seconds for command in commands}
 
 
-def _strike(rig: Rig, report: Report, archives: Archives, point: Point, usual_s: float) -> list[Sent]:
+def _strike(rig: Rig, report: Report, archives: Archives, point: Point, usual_s: float, pace: Pace) -> list[Sent]:
     """Prepare, kill, look, start anew, look again; the requests that were sent meanwhile."""
     sent: list[Sent] = []
     with rig.serve() as server:
         _prepare(rig, point.verb)
         states = (rig.declared(), _after(point.verb, rig.declared()))
         if point.target == "verb":
-            with Load(server.base, archives.questions, rate=RATE) as load:
+            with Load(server.base, archives.questions, pace=pace) as load:
                 _kill_during(rig, server, point, usual_s)
                 _check_settles(report, rig, server, states)
             sent = load.stop()

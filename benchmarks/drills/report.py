@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from rich.table import Table
 
+from benchmarks.drills.readiness import Readiness
 from benchmarks.drills.rig import Rig
 from benchmarks.load import Figures, Sent, figures
 from carla_policy.errors import ArtifactError
@@ -66,6 +67,13 @@ class Report:
         self.load, self.undisturbed, self.during = figures(sent), figures(undisturbed), figures(during)
         self.broken += complaints("request lost", (record for record in sent if record.lost))
         self.broken += complaints("wrong answer", (record for record in sent if record.wrong))
+
+    def forbid_red(self, readiness: Readiness, start: float, end: float) -> None:
+        """Nothing failed between the two moments, so `/readyz` may not have said so."""
+        red = readiness.red(start, end)
+        self.require(
+            not red, f"/readyz was red {len(red)} times though all was well, first: {red[0].found if red else ''}"
+        )
 
     def limit_p99(self, factor: float) -> None:
         """P99 during the faults is to be at most `factor` times the undisturbed one."""

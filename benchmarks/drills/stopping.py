@@ -9,20 +9,20 @@ from collections import Counter
 from benchmarks.archives import FIRST, SECOND, Archives
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Rig
-from benchmarks.load import RATE, Load, Sent
+from benchmarks.load import PACE, Load, Pace, Sent
 
 EXIT_S = 10.0
 AFTERWARDS_S = 0.5
 REFUSALS = ("200", "refused")
 
 
-def run(archives: Archives, *, rate: float = RATE, quiet_s: float = 5.0) -> Report:
+def run(archives: Archives, *, pace: Pace = PACE, quiet_s: float = 5.0) -> Report:
     """SIGTERM, then SIGINT to another server; each is a fault."""
     report = Report("stop")
     before: list[Sent] = []
     after: list[Sent] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        earlier, later = _stop_once(archives, report, number, rate, quiet_s)
+        earlier, later = _stop_once(archives, report, number, pace, quiet_s)
         before += earlier
         after += later
     report.faults = 2
@@ -31,15 +31,15 @@ def run(archives: Archives, *, rate: float = RATE, quiet_s: float = 5.0) -> Repo
 
 
 def _stop_once(
-    archives: Archives, report: Report, number: signal.Signals, rate: float, quiet_s: float
+    archives: Archives, report: Report, number: signal.Signals, pace: Pace, quiet_s: float
 ) -> tuple[list[Sent], list[Sent]]:
     """The requests that were sent before the signal, and those after it."""
     with (
         Rig(archives, [FIRST, SECOND]) as rig,
         rig.serve() as server,
-        Load(server.base, archives.questions, rate=rate) as load,
+        Load(server.base, archives.questions, pace=pace) as load,
     ):
-        load.wait_answered(round(rate), timeout_s=30)
+        load.wait_answered(round(pace.rate), timeout_s=30)
         time.sleep(quiet_s)
         told = time.monotonic()
         status, error = server.stop(number)
