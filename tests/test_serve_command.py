@@ -269,3 +269,13 @@ def test_seal_after_an_edit(tmp_path: Path) -> None:
     assert f"error: {artifact}: model_card.yaml: content has changed" in refused.stderr
     assert run("seal", str(artifact)).returncode == 0
     assert run("build", str(artifact), "--store", str(tmp_path / "store")).returncode == 0
+
+
+def test_workers_run_the_archive_s_code_whatever_pythonpath_says(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policy_handler.py").write_text("raise OSError('not the archive')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(tmp_path)]))
+    with ServeProcess(small_store, "v1.9.0") as server:
+        (worker,) = [p for p in server.descendants() if "model_service_worker.py" in " ".join(p.cmdline())]
+        assert str(tmp_path) not in worker.environ().get("PYTHONPATH", "").split(os.pathsep)
