@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ARTIFACTS := $(wildcard artifacts/v*)
+DRILLS := stop health broken flips cycles kills operators
 
 # torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.
 LOCK_VENV := build/lock
@@ -12,7 +13,7 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild serve test check fix lock clean
+.PHONY: help setup trainers build rebuild serve test drills check fix lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -44,6 +45,10 @@ serve: build  ## Serve all versions on this machine until Ctrl-C
 
 test: $(VENV)/dev.stamp  ## Run every test
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+drills: setup  ## Run every fault drill, about half an hour; `make drills DRILLS="stop cycles"` runs some
+	@failed=; for drill in $(DRILLS); do $(BIN)/python -W ignore -m benchmarks.drills $$drill || failed="$$failed $$drill"; done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 check: $(VENV)/dev.stamp  ## Lint, formatting and types
 	$(BIN)/ruff check .

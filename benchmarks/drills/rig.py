@@ -99,7 +99,7 @@ class Rig:
     def profile(self, **changes: int) -> Path:
         """A profile file: the realtime one with `changes`."""
         path = self.root / "drill.yaml"
-        settings = load_profile("realtime").model_dump() | changes
+        settings = load_profile("realtime").model_dump(exclude_defaults=True) | changes
         path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
         return path
 
