@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from carla_policy_tools.client import prediction_url
+from carla_policy_tools.urls import prediction_url
 
 STOP_TIMEOUT_S = 5.0
 _SENDER = Path(__file__).with_name("sender.py")

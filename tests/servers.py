@@ -12,7 +12,7 @@ import requests
 
 from benchmarks import servers
 from benchmarks.servers import COMMAND
-from carla_policy_tools.client import prediction_url
+from carla_policy_tools.urls import prediction_url
 
 __all__ = ["COMMAND", "ServeProcess"]
 

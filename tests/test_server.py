@@ -13,8 +13,9 @@ import pytest
 import requests
 
 from carla_policy.card import GOLDEN_FILE, ModelCard, load_card
-from carla_policy_tools.client import prediction_url, request_body
+from carla_policy_tools.client import request_body
 from carla_policy_tools.paths import ARTIFACTS
+from carla_policy_tools.urls import prediction_url
 from tests.conftest import SHIPPED
 from tests.servers import ServeProcess
 

@@ -13,9 +13,9 @@ from benchmarks.drills.readiness import Readiness
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Outcome, Rig
 from benchmarks.load import PACE, Load, Pace, between, percentile
-from carla_policy_tools.client import prediction_url
 from carla_policy_tools.lifecycle.promoting import promote
 from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.urls import prediction_url
 
 EFFECT_S = 0.1
 """So long after a promotion the new version must answer."""

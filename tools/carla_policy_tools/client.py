@@ -16,6 +16,7 @@ from carla_policy.card import GOLDEN_FILE
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
 from carla_policy_tools.paths import MODEL_NAME
+from carla_policy_tools.urls import prediction_url
 
 TIMEOUT_S = 10.0
 
@@ -27,11 +28,6 @@ class RefusedRequest(RuntimeError):
         super().__init__(f"{status} {answer.get('type', '')}: {answer.get('message', '')}")
         self.status = status
         self.answer = answer
-
-
-def prediction_url(base: str, version: str | None) -> str:
-    """Where `version`, or the promoted one for `None`, answers predictions."""
-    return f"{base.rstrip('/')}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
 
 
 def request_body(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from carla_policy.version import parse_version
 from carla_policy_tools.console import err, out, print_json
-from carla_policy_tools.lifecycle.records import Event
 from carla_policy_tools.lifecycle.records import Registry as RegistryContent
 from carla_policy_tools.lifecycle.registry import RegistryFile
-from carla_policy_tools.lifecycle.status import Status, read_status
 from carla_policy_tools.options import Json, Reason, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE
+
+if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.status import Status
 
 Version = Annotated[str, typer.Argument(help="A version, such as v0.3.0.")]
 
@@ -142,6 +139,11 @@ def status(
 
     Example: `carla-policy status --watch`
     """
+    from rich.live import Live
+
+    from carla_policy_tools.lifecycle.rendering import render_status
+    from carla_policy_tools.lifecycle.status import read_status
+
     registry_file = RegistryFile.of(store, registry)
     if not watch:
         _print_status(read_status(registry_file), as_json)
@@ -153,7 +155,7 @@ def status(
                 time.sleep(1)
         with Live(console=out, auto_refresh=False) as live:
             while True:
-                live.update(_render(read_status(registry_file)), refresh=True)
+                live.update(render_status(read_status(registry_file)), refresh=True)
                 time.sleep(1)
     except KeyboardInterrupt:
         return
@@ -169,11 +171,13 @@ def history(
 
     Example: `carla-policy history --last 0`
     """
+    from carla_policy_tools.lifecycle.rendering import history_table
+
     events = RegistryFile.of(store, registry).read().history[-last:]
     if as_json:
         print_json({"history": [event.model_dump(mode="json", exclude_none=True) for event in events]})
     elif events:
-        out.print(_history_table(events))
+        out.print(history_table(events))
     else:
         out.print("nothing has changed yet")
 
@@ -208,49 +212,9 @@ def _print_promoted(registry: RegistryContent, as_json: bool) -> None:
 
 
 def _print_status(found: Status, as_json: bool) -> None:
+    from carla_policy_tools.lifecycle.rendering import render_status
+
     if as_json:
         print_json(found.to_json())
     else:
-        out.print(_render(found))
-
-
-def _render(found: Status) -> RenderableType:
-    registry, endpoint = found.registry, found.endpoint
-    server = "no server runs" if endpoint is None else f"{endpoint.state} at {endpoint.ports.url('inference')}"
-    versions = Table("version", "", "workers", "queued", "profile", "archive", "registered", box=None, padding=(0, 1))
-    for version, shown in found.versions().items():
-        versions.add_row(version, *_version_row(found, version, shown))
-    lines: list[RenderableType] = [Text(f"server: {server}"), versions]
-    lines += [Text(f"under way: {change}") for change in found.changes]
-    lines += [Text(f"in the store, not registered: {', '.join(found.unregistered)}")] if found.unregistered else []
-    lines += [Text(f"drift: {difference}", style="red") for difference in found.drift]
-    if registry.history:
-        lines += [Text(), _history_table(registry.history[-5:])]
-    return Group(*lines)
-
-
-def _version_row(found: Status, version: str, shown: dict[str, Any]) -> list[str]:
-    notes = [f"{(found.registry.split or {})[version]} %"] if version in (found.registry.split or {}) else []
-    notes = ["promoted", *notes] if version == found.registry.promoted else notes
-    states = [worker["status"] for worker in shown["workers"]]
-    return [
-        ", ".join(notes) if shown["declared"] else "undeclared",
-        ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "-",
-        str(shown["queued"]) if states else "-",
-        shown.get("profile", "-"),
-        shown.get("digest", "sha256:-")[7:19],
-        str(shown.get("registered", "-"))[:10],
-    ]
-
-
-def _history_table(events: tuple[Event, ...]) -> Table:
-    table = Table("#", "when", "who", "what", "why", box=None, padding=(0, 1))
-    for event in events:
-        what = [event.verb, event.version or ""]
-        if event.verb in ("promote", "rollback") and event.previous:
-            what.append(f"(was {event.previous})")
-        if event.verb == "split":
-            what.append(" ".join(f"{version}={share}" for version, share in (event.shares or {}).items()) or "off")
-        when = event.at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(str(event.sequence), when, event.by, Text(" ".join(filter(None, what))), Text(event.reason))
-    return table
+        out.print(render_status(found))

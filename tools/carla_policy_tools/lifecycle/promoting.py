@@ -7,13 +7,13 @@ from contextlib import suppress
 
 import requests
 
-from carla_policy_tools.client import prediction_url
 from carla_policy_tools.lifecycle.endpoint import Endpoint, find_server, require_server
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.records import Registry, Verb
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.urls import prediction_url
 
 PATIENCE_S = 5.0
 """How long to wait for another operator's change of the same version."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import requests
 
-from carla_policy_tools.client import prediction_url
 from carla_policy_tools.lifecycle.registry import RegistryError
+from carla_policy_tools.urls import prediction_url
 
 TIMEOUT_S = 30.0
 
