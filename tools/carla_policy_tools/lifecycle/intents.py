@@ -122,12 +122,10 @@ def _claim(path: Path) -> IO[str] | None:
 def _read(path: Path) -> Intent | None:
     """The intent in a file; none where the file is gone, and an unnamed one where its command died while writing."""
     try:
-        text = path.read_text("utf-8")
+        content = json.loads(path.read_bytes())
+        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(text)
-        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
     except (ValueError, KeyError, TypeError):
         return Intent(path.name, "change", "an unknown operator", "an unknown time")
 
