@@ -93,9 +93,9 @@ def find_server(registry_file: RegistryFile) -> Endpoint | None:
     """The server that serves this registry, or none if none is running."""
     path = registry_file.server_file
     deadline = time.monotonic() + _GLANCE_S
-    while _is_locked(path) and time.monotonic() < deadline:
+    while _is_locked(path):
         found = _read(path)
-        if found or path.stat().st_size == 0:
+        if found or path.stat().st_size == 0 or time.monotonic() > deadline:
             return found
         time.sleep(POLL_S)
     return None
