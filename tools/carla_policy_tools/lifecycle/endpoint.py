@@ -16,7 +16,8 @@ from carla_policy_tools.configuration import Ports
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 
 _GLANCE_S = 1.0
-"""Commands that look for a server hold a lock for an instant; a server that starts waits for them so long."""
+"""Commands that look for a server hold a lock for an instant; a server that starts waits for them so long, and they for
+one that is changing what it says."""
 
 State = Literal["starting", "ready", "draining"]
 
@@ -75,8 +76,15 @@ def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
                     f"{registry_file.path}: a server serves this registry already; stop it, or name another --registry"
                 )
             time.sleep(POLL_S)
-        yield Announcement(descriptor, _read(path))
-        os.ftruncate(descriptor, 0)
+        announcement = Announcement(descriptor, _read(path))
+        if announcement.previous:
+            # Whoever looks must not take the killed server for this one; the next must find its run directory if this
+            # one is killed too.
+            announcement.say(announcement.previous.model_copy(update={"state": "starting", "pid": os.getpid()}))
+        try:
+            yield announcement
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -84,8 +92,12 @@ def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
 def find_server(registry_file: RegistryFile) -> Endpoint | None:
     """The server that serves this registry, or none if none is running."""
     path = registry_file.server_file
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        return None if try_lock(file.fileno(), shared=True) else _read(path)
+    deadline = time.monotonic() + _GLANCE_S
+    while _is_locked(path):
+        found = _read(path)
+        if found or path.stat().st_size == 0 or time.monotonic() > deadline:
+            return found
+        time.sleep(POLL_S)
     return None
 
 
@@ -97,6 +109,12 @@ def require_server(registry_file: RegistryFile) -> Endpoint:
     if endpoint.state != "ready":
         raise RegistryError(f"the server of {registry_file.path} is {endpoint.state}; try again when it is ready")
     return endpoint
+
+
+def _is_locked(path: Path) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return not try_lock(file.fileno(), shared=True)
+    return False
 
 
 def _read(path: Path) -> Endpoint | None:

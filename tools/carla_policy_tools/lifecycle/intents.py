@@ -63,9 +63,7 @@ def intent(registry_file: RegistryFile, verb: str, version: str, patience_s: flo
 
 def under_way(registry_file: RegistryFile) -> list[Intent]:
     """Announced changes, also those whose command was killed."""
-    directory = registry_file.intents_directory
-    names = sorted_versions(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    return [found for name in names if (found := _read(directory / name))]
+    return [found for path in _files(registry_file) if (found := _read(path))]
 
 
 def any_interrupted(registry_file: RegistryFile) -> bool:
@@ -81,18 +79,20 @@ def any_interrupted(registry_file: RegistryFile) -> bool:
 @contextmanager
 def interrupted(registry_file: RegistryFile) -> Iterator[list[Intent]]:
     """Changes whose command was killed. They are removed when the block ends without an error. Hold the lock."""
-    directory = registry_file.intents_directory
     held = []
     try:
-        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        for path in _files(registry_file):
             try:
                 descriptor = os.open(path, os.O_RDWR)
             except FileNotFoundError:
                 continue
-            if try_lock(descriptor) and _is_still(path, descriptor):
+            free = try_lock(descriptor) and _is_still(path, descriptor)
+            if free and os.fstat(descriptor).st_size:
                 held.append((path, descriptor))
-            else:
-                os.close(descriptor)
+                continue
+            if free:
+                path.unlink()  # its command had not begun
+            os.close(descriptor)
         yield [found for path, _ in held if (found := _read(path))]
         for path, _ in held:
             path.unlink(missing_ok=True)
@@ -101,13 +101,19 @@ def interrupted(registry_file: RegistryFile) -> Iterator[list[Intent]]:
             os.close(descriptor)
 
 
+def _files(registry_file: RegistryFile) -> list[Path]:
+    directory = registry_file.intents_directory
+    names = sorted_versions(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return [directory / name for name in names]
+
+
 def _claim(path: Path) -> IO[str] | None:
     """The file of a change, open and locked; none while somebody else has it.
 
     What a killed command left in it is not overwritten: that change has to be taken back first (see `settling`).
     """
     file = path.open("a", encoding="utf-8")
-    if try_lock(file.fileno()) and _is_still(path, file.fileno()) and file.tell() == 0:
+    if try_lock(file.fileno()) and _is_still(path, file.fileno()) and os.fstat(file.fileno()).st_size == 0:
         return file
     file.close()
     return None
@@ -116,12 +122,10 @@ def _claim(path: Path) -> IO[str] | None:
 def _read(path: Path) -> Intent | None:
     """The intent in a file; none where the file is gone, and an unnamed one where its command died while writing."""
     try:
-        text = path.read_text("utf-8")
+        content = json.loads(path.read_bytes())
+        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(text)
-        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
     except (ValueError, KeyError, TypeError):
         return Intent(path.name, "change", "an unknown operator", "an unknown time")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 from carla_policy_tools.lifecycle.endpoint import Endpoint
-from carla_policy_tools.lifecycle.registry import try_lock
+from carla_policy_tools.lifecycle.registry import RegistryError, try_lock
 
 RUN_DIRECTORY_PREFIX = "carla-policy-run-"
 LOCK_FILE = "serve.lock"
@@ -20,11 +21,17 @@ _END_TIMEOUT_S = 5.0
 
 
 def end_processes(previous: Endpoint | None) -> None:
-    """End a killed server's processes: they were told to end by the kernel, but may hang, and hold its ports."""
+    """End a killed server's processes: they were told to end by the kernel, but may hang, and hold its ports.
+
+    `RegistryError` names those that cannot be ended.
+    """
     if previous is None:
         return
     deadline = time.monotonic() + _END_TIMEOUT_S
     while left := _processes_of(previous.run_dir):
+        if time.monotonic() > deadline + _END_TIMEOUT_S:
+            listed = ", ".join(map(str, left))
+            raise RegistryError(f"processes of an earlier server in {previous.run_dir} do not end: {listed}; end them")
         if time.monotonic() > deadline:
             for pid in left:
                 _kill(pid)
@@ -46,13 +53,14 @@ def remove_copies() -> None:
 def _processes_of(run_dir: Path) -> list[int]:
     """Servers and workers that were started with this run directory."""
     found = []
+    inside = re.compile(rf"(^|[\0=]){re.escape(str(run_dir))}/")
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 command = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
             except OSError:
                 continue
-            if f"{run_dir}/" in command and any(program in command for program in _PROGRAMS):
+            if inside.search(command) and any(program in command for program in _PROGRAMS):
                 found.append(int(entry.name))
     return found
 

@@ -71,6 +71,8 @@ class Declared:
 
     digests: dict[str, str] = field(default_factory=dict)
     profiles: dict[str, str] = field(default_factory=dict)
+    registered: dict[str, Event] = field(default_factory=dict)
+    promoted_at: dict[str, datetime] = field(default_factory=dict)
     promotions: list[str] = field(default_factory=list)
     """Promoted versions, the present one last; a rollback takes back the last one."""
     shares: dict[str, int] | None = None
@@ -82,6 +84,10 @@ class Declared:
     def apply(self, event: Event) -> None:
         """Follow one event; `ValueError` if it could not have happened then."""
         version = event.version or ""
+        if event.previous != self.promoted:
+            raise ValueError(
+                f"event {event.sequence}: says that {event.previous} was promoted before, the history {self.promoted}"
+            )
         if event.verb in ("configure", "promote", "rollback", "retire") and version not in self.digests:
             raise ValueError(
                 f"event {event.sequence}: {event.verb} of {version or 'no version'}, which is not registered"
@@ -90,13 +96,16 @@ class Declared:
             if version in self.digests or not version or event.digest is None or event.profile is None:
                 raise ValueError(f"event {event.sequence}: registers {version} twice, or without digest or profile")
             self.digests[version], self.profiles[version] = event.digest, event.profile
+            self.registered[version] = event
         elif event.verb == "configure":
             if event.profile is None:
                 raise ValueError(f"event {event.sequence}: configures {version} without a profile")
             self.profiles[version] = event.profile
         elif event.verb == "promote":
             self._promote(version)
+            self.promoted_at[version] = event.at
         elif event.verb == "rollback":
+            self.promoted_at[version] = event.at
             earlier = self.promotions[:-1]
             if version in earlier:
                 del self.promotions[len(earlier) - earlier[::-1].index(version) :]
@@ -106,9 +115,11 @@ class Declared:
         elif event.verb == "retire":
             if version == self.promoted or version in (self.shares or {}):
                 raise ValueError(f"event {event.sequence}: retires {version} while it is promoted or in the split")
-            del self.digests[version], self.profiles[version]
+            del self.digests[version], self.profiles[version], self.registered[version]
+            self.promoted_at.pop(version, None)
             self.promotions = _without(self.promotions, version)
         elif event.verb == "split":
+            check_shares(event.shares)
             if event.shares is not None and not event.shares.keys() <= self.digests.keys():
                 raise ValueError(f"event {event.sequence}: splits the traffic among versions that are not registered")
             self.shares = event.shares
@@ -139,6 +150,14 @@ class Registry(_Record):
             raise ValueError(f"versions: the history declares {_names(declared.digests)}, here are {_names(told)}")
         if declared.profiles != {version: record.profile for version, record in self.versions.items()}:
             raise ValueError(f"versions: the history gives them the profiles {declared.profiles}")
+        for version, record in self.versions.items():
+            event = declared.registered[version]
+            when = (event.at, event.by, declared.promoted_at.get(version))
+            if (record.registered, record.registered_by, record.promoted) != when:
+                raise ValueError(
+                    f"versions.{version}: the history says that {event.by} registered it at {event.at}, and that it "
+                    f"was promoted at {declared.promoted_at.get(version, 'no time')}"
+                )
         if declared.promoted != self.promoted:
             raise ValueError(f"promoted: the history says {declared.promoted}, here is {self.promoted}")
         if declared.shares != self.split:

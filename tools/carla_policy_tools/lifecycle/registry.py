@@ -66,11 +66,12 @@ class RegistryFile:
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{self.path}: cannot be read: {error}") from None
         try:
-            registry = Registry.model_validate_json(text)
-        except ValidationError as error:
-            findings = "; ".join(
-                f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}" for found in error.errors()[:5]
-            )
+            registry = Registry.model_validate_json(text, strict=True)
+            if type(json.loads(text, object_pairs_hook=_unique).get("format")) is not int:
+                raise ValueError("format: expected 1")
+        except ValueError as error:
+            found = error.errors()[:5] if isinstance(error, ValidationError) else []
+            findings = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in found) or error
             raise ArtifactError(
                 f"{self.path}: not a registry ({findings}); put a copy back, or change versions by the commands only"
             ) from None
@@ -112,6 +113,15 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object whose keys are all different; of equal keys, one reader takes the first, another the last."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)}: stands twice in one object")
+    return content
 
 
 def _dump(registry: Registry) -> str:

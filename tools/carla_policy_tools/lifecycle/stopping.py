@@ -45,9 +45,12 @@ def drain(ports: Ports, server_pid: int, versions: Sequence[str], drain_file: Pa
 
 
 def close_listener(pid: int, port: int) -> bool:
-    """Let process `pid` accept no more connections at `port`; False where the kernel does not permit that."""
+    """Let process `pid` accept no more connections at `port`; False if it is gone, or the kernel does not permit it."""
     inodes = {inode for inode, _ in _sockets(pid, port, {_LISTEN})}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
+    descriptors: list[Path] = []
+    with suppress(OSError):
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    for entry in descriptors:
         with suppress(OSError):
             target = str(entry.readlink())
             if target.startswith("socket:[") and target[8:-1] in inodes:

@@ -1,0 +1,112 @@
+"""What a killed command had begun is taken back, or recorded where it cannot be; nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from carla_policy_tools.lifecycle.intents import intent, under_way
+from carla_policy_tools.lifecycle.management import Management
+from carla_policy_tools.lifecycle.records import Event, Registry, operator
+from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.lifecycle.settling import settle
+from tests.declared import PretendedServer, changed, registry_of
+from tests.elsewhere import leave_interrupted
+
+VERSION = "v1.1.0"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> RegistryFile:
+    """Of two versions, the first promoted."""
+    file = RegistryFile.of(tmp_path)
+    file.write(registry_of("v1.0.0", VERSION))
+    return file
+
+
+class Settled:
+    """What settling did: to the server, and to the registry."""
+
+    def __init__(self, file: RegistryFile, server: PretendedServer | None) -> None:
+        before = file.read()
+        if server is None:
+            self.registry = settle(file, None)
+        else:
+            with server.running(), Management(server.url) as management:
+                self.registry = settle(file, management)
+        assert self.registry == file.read()
+        self.events: list[Event] = list(self.registry.history[before.sequence :])
+        self.verbs = [(event.verb, event.version) for event in self.events]
+        self.writes = server.writes if server else []
+
+
+def test_interrupted_registration_is_unregistered(file: RegistryFile) -> None:
+    leave_interrupted(file, "register", "v1.2.0")
+    settled = Settled(file, PretendedServer(["v1.0.0", VERSION, "v1.2.0"], "v1.0.0"))
+    assert settled.writes == ["unregister v1.2.0"]
+    assert settled.verbs == [("undo", "v1.2.0")]
+    assert settled.events[0].reason.startswith(f"interrupted: register v1.2.0 by {operator()} since 2")
+    assert under_way(file) == []
+
+
+def test_interrupted_registration_that_had_become_the_default_is_unregistered(file: RegistryFile) -> None:
+    leave_interrupted(file, "register", "v1.2.0")
+    settled = Settled(file, PretendedServer(["v1.0.0", VERSION, "v1.2.0"], "v1.2.0"))
+    assert settled.writes == ["promote v1.0.0", "unregister v1.2.0"]
+
+
+def test_interrupted_promotion_is_set_back(file: RegistryFile) -> None:
+    leave_interrupted(file, "promote", VERSION)
+    settled = Settled(file, PretendedServer(["v1.0.0", VERSION], VERSION))
+    assert settled.writes == ["promote v1.0.0"]
+    assert settled.verbs == [("undo", VERSION)]
+    assert settled.registry.promoted == "v1.0.0"
+
+
+def test_retirement_interrupted_after_the_version_was_unregistered_is_recorded(file: RegistryFile) -> None:
+    leave_interrupted(file, "retire", VERSION)
+    settled = Settled(file, PretendedServer(["v1.0.0"], "v1.0.0"))
+    assert settled.writes == []
+    assert settled.verbs == [("retire", VERSION)]
+    assert list(settled.registry.versions) == ["v1.0.0"]
+
+
+def test_retirement_interrupted_before_that_is_undone(file: RegistryFile) -> None:
+    leave_interrupted(file, "retire", VERSION)
+    settled = Settled(file, PretendedServer(["v1.0.0", VERSION], "v1.0.0"))
+    assert settled.writes == []
+    assert settled.verbs == [("undo", VERSION)]
+    assert list(settled.registry.versions) == ["v1.0.0", VERSION]
+
+
+def test_several_interrupted_changes_are_settled_together(file: RegistryFile) -> None:
+    for verb, version in (("retire", VERSION), ("register", "v1.2.0")):
+        leave_interrupted(file, verb, version)
+    settled = Settled(file, PretendedServer(["v1.0.0", "v1.2.0"], "v1.2.0"))
+    assert settled.verbs == [("retire", VERSION), ("undo", "v1.2.0")]
+    assert settled.writes == ["promote v1.0.0", "unregister v1.2.0"]
+
+
+@pytest.mark.parametrize("verb", ["register", "promote", "retire"])
+def test_without_a_server_an_interrupted_change_is_only_noted(file: RegistryFile, verb: str) -> None:
+    leave_interrupted(file, verb, VERSION)
+    settled = Settled(file, None)
+    assert settled.verbs == [("undo", VERSION)]
+    assert under_way(file) == []
+    assert changed(settled.registry, "promote", VERSION).promoted == VERSION
+
+
+def test_where_nothing_was_interrupted_nothing_is_written(file: RegistryFile) -> None:
+    before = file.path.stat()
+    with intent(file, "retire", VERSION):
+        settled = Settled(file, PretendedServer(["v1.0.0", VERSION, "v1.9.0"], VERSION))
+    after = file.path.stat()
+    assert (settled.writes, settled.verbs) == ([], [])
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+
+
+def test_registry_that_never_was_is_settled_without_a_file(tmp_path: Path) -> None:
+    file = RegistryFile.of(tmp_path)
+    assert settle(file, None) == Registry()
+    assert not file.exists()

@@ -1,0 +1,57 @@
+"""What workers say in the log is told apart by version and by time, and their own reason comes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carla_policy_tools.worker_log import MAX_LINES, WorkerLog, is_death, load_failure
+
+
+def line(version: str, text: str, stream: str = "stdout") -> str:
+    return f"2025-01-01T00:00:00,000 [INFO ] W-9000-carla_policy_{version}-{stream} MODEL_LOG - {text}\n"
+
+
+REFUSAL = "ValueError: carla_policy does not load: model.pt: content has changed"
+DEATH = "Backend worker process died."
+
+
+def test_log_line_names_the_version_and_its_reason() -> None:
+    assert load_failure(line("v1.2.3", REFUSAL)) == ("v1.2.3", "model.pt: content has changed")
+    assert load_failure(line("v1.2.3", DEATH)) is None
+    assert load_failure("carla_policy does not load: who?") is None
+    assert is_death(line("v1.2.3", DEATH))
+    assert not is_death(line("v1.2.3", REFUSAL))
+
+
+def test_only_what_the_version_s_workers_say_from_now_on_counts(tmp_path: Path) -> None:
+    path = tmp_path / "torchserve.log"
+    path.write_text(line("v1.2.3", REFUSAL))
+    log = WorkerLog(path, "v1.2.3")
+    assert log.failure() is None
+    assert log.last_words() == "its workers said nothing"
+    with path.open("a") as file:
+        file.write(line("v1.2.30", REFUSAL) + line("v1.2.3", "loading") + line("v1.2.3", "half \xff", "stderr")[:-2])
+    assert log.failure() is None
+    assert log.last_words().endswith("half ")
+    with path.open("a") as file:
+        file.write("\n" + line("v1.2.3", REFUSAL) + line("v1.2.3", DEATH))
+    assert log.failure() == "model.pt: content has changed"
+
+
+def test_worker_that_died_without_a_reason_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "torchserve.log"
+    log = WorkerLog(path, "v1.2.3")
+    assert log.failure() is None
+    path.write_text("".join(line("v1.2.3", f"line {number}") for number in range(40)) + line("v1.2.3", DEATH))
+    failure = log.failure()
+    assert failure is not None
+    assert len(failure.splitlines()) == MAX_LINES
+    assert failure.endswith(DEATH)
+
+
+def test_log_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "torchserve.log"
+    path.write_text(line("v1.2.3", "x" * 1000))
+    log = WorkerLog(path, "v1.2.3")
+    path.write_text(line("v1.2.3", REFUSAL))
+    assert log.failure() == "model.pt: content has changed"
