@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from carla_policy_tools.lifecycle.records import Event, Registry
+from carla_policy_tools.lifecycle.events import Event
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from tests.declared import changed, digest_of, eventful, registered, registry_of
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from carla_policy_tools.lifecycle.events import Event, operator
 from carla_policy_tools.lifecycle.intents import intent, under_way
 from carla_policy_tools.lifecycle.management import Management
-from carla_policy_tools.lifecycle.records import Event, Registry, operator
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from tests.declared import PretendedServer, changed, registry_of

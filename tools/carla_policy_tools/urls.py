@@ -5,6 +5,6 @@ from __future__ import annotations
 from carla_policy_tools.paths import MODEL_NAME
 
 
-def prediction_url(base: str, version: str | None) -> str:
+def prediction_url(base: str, version: str | None, model: str = MODEL_NAME) -> str:
     """Where `version`, or the promoted one for `None`, answers predictions."""
-    return f"{base.rstrip('/')}/predictions/{MODEL_NAME}" + (f"/{version}" if version else "")
+    return f"{base.rstrip('/')}/predictions/{model}" + (f"/{version}" if version else "")

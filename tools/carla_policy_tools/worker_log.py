@@ -12,7 +12,7 @@ from carla_policy_tools.paths import MODEL_NAME
 
 MAX_LINES = 15
 
-_THREAD = re.compile(rf" W-\d+-{MODEL_NAME}_(?P<version>v[0-9.]+[0-9])\S* (?P<text>.*)")
+_THREAD = re.compile(rf" W-\d+-{MODEL_NAME}(-candidate-v[0-9.]+)?_(?P<version>v[0-9.]+[0-9])\S* (?P<text>.*)")
 _REASON = re.compile(r"carla_policy does not load: (?P<reason>.*)")
 _DEATH = re.compile(r"Backend worker process died|Load model failed")
 

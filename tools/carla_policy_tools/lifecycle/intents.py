@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from carla_policy_tools.lifecycle.records import now, operator
+from carla_policy_tools.lifecycle.events import now, operator
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 from carla_policy_tools.paths import sorted_versions
 

@@ -49,9 +49,11 @@ class ServedVersion:
 class Management:
     """The management port of one server. Use as a context manager. Raises `requests.RequestException` if it is gone."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str = MODEL_NAME) -> None:
+        self.model = model
+        self._url = url
         self._models = f"{url}/models"
-        self._model = f"{self._models}/{MODEL_NAME}"
+        self._model = f"{self._models}/{model}"
         self._session = requests.Session()
         self._session.trust_env = False
 
@@ -60,6 +62,10 @@ class Management:
 
     def __exit__(self, *_: object) -> None:
         self._session.close()
+
+    def candidate(self, version: str) -> Management:
+        """The same server's management of `version` under a name that nobody asks."""
+        return Management(self._url, f"{MODEL_NAME}-candidate-{version}")
 
     def versions(self) -> dict[str, ServedVersion]:
         """Every version that the server has, also those without workers."""
@@ -83,6 +89,7 @@ class Management:
         """
         parameters: dict[str, str | int] = {
             "url": archive_name(version),
+            "model_name": self.model,
             "initial_workers": profile.workers,
             "batch_size": profile.batch_size,
             "max_batch_delay": profile.max_batch_delay_ms,

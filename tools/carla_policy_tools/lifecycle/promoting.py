@@ -8,9 +8,10 @@ from contextlib import suppress
 import requests
 
 from carla_policy_tools.lifecycle.endpoint import Endpoint, find_server, require_server
+from carla_policy_tools.lifecycle.events import Verb
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import Management
-from carla_policy_tools.lifecycle.records import Registry, Verb
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.urls import prediction_url

@@ -18,13 +18,16 @@ from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
 from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
+from carla_policy_tools.lifecycle.events import Event
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import POLL_S, Management
-from carla_policy_tools.lifecycle.records import Event, Registry, VersionRecord
+from carla_policy_tools.lifecycle.promoting import check_answers
+from carla_policy_tools.lifecycle.records import Registry, VersionRecord
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.replay import replay
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.paths import archive_name, archived_versions, naming
+from carla_policy_tools.urls import prediction_url
 from carla_policy_tools.worker_log import WorkerLog
 
 
@@ -62,10 +65,10 @@ def register(
             on_step("verifying")
             verification = _take(registry_file.store / archive_name(version), endpoint, settings)
             try:
+                counts = _try_out(management, endpoint, version, verification, settings, on_step)
                 on_step("loading")
-                _load(management, endpoint, version, settings)
-                on_step("replaying golden vectors over HTTP")
-                counts = replay(endpoint.ports.url("inference"), version, verification.probes, verification.atol)
+                load(management, endpoint, version, settings)
+                check_answers(management, endpoint, version)
                 with registry_file.locked() as registry:
                     newcomer = Newcomer(version, verification.digest, verification.git_sha, name)
                     registry = record(registry, [newcomer], registry_file.store, reason)
@@ -103,7 +106,33 @@ def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
     return verification
 
 
-def _load(management: Management, endpoint: Endpoint, version: str, settings: Profile) -> None:
+def _try_out(
+    management: Management,
+    endpoint: Endpoint,
+    version: str,
+    verification: Verification,
+    settings: Profile,
+    on_step: Callable[[str], None],
+) -> dict[str, int]:
+    """Load a version under a name that nobody asks, replay its golden vectors there, and unload it.
+
+    Whoever asked a version that fails would never be answered, or be answered wrongly: TorchServe drops the queue of
+    what it unregisters. So a version gets its own name only when it is known to work on this server.
+    """
+    with management.candidate(version) as candidate:
+        try:
+            on_step("trying it out")
+            load(candidate, endpoint, version, settings.model_copy(update={"workers": 1}))
+            on_step("replaying golden vectors over HTTP")
+            url = prediction_url(endpoint.ports.url("inference"), version, candidate.model)
+            return replay(url, version, verification.probes, verification.atol, settings.response_timeout_s + 1.0)
+        finally:
+            with suppress(requests.RequestException, RegistryError):
+                candidate.unregister(version)
+
+
+def load(management: Management, endpoint: Endpoint, version: str, settings: Profile) -> None:
+    """Register a version and return when all of its workers are READY; `RegistryError` with their words if not."""
     log = WorkerLog(endpoint.log_file, version)
     deadline = time.monotonic() + settings.startup_timeout_s
     management.register(version, settings)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from carla_policy_tools.lifecycle.records import Event
+from carla_policy_tools.lifecycle.events import Event
 from carla_policy_tools.lifecycle.status import Status
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import requests
 
 from carla_policy_tools.lifecycle.registry import RegistryError
-from carla_policy_tools.urls import prediction_url
-
-TIMEOUT_S = 30.0
 
 
-def replay(base: str, version: str, probes: Sequence[Mapping[str, Any]], atol: float) -> dict[str, int]:
-    """Ask the server at `base` every probe of a verified archive; counts of actions and of those with the same bits.
+def replay(
+    url: str, version: str, probes: Sequence[Mapping[str, Any]], atol: float, timeout_s: float
+) -> dict[str, int]:
+    """Ask `version` at `url` every probe of a verified archive; counts of actions and of those with the same bits.
 
     A probe is a request and the actions that the archive answered to it when it was verified alone. Raises
-    `RegistryError` at the first number that differs by more than `atol`.
+    `RegistryError` at the first number that differs by more than `atol`, and for an answer that takes longer than
+    `timeout_s`.
     """
     actions = bit_equal = 0
     with requests.Session() as session:
         session.trust_env = False
         for probe in probes:
-            answer = _ask(session, prediction_url(base, version), probe["request"])
+            answer = _ask(session, url, version, probe["request"], timeout_s)
             if answer.get("version") != version or len(answer["actions"]) != len(probe["actions"]):
                 raise RegistryError(f"{version}: a golden request was answered with {str(answer)[:200]}")
             for expected, got in zip(probe["actions"], answer["actions"], strict=True):
@@ -39,9 +39,15 @@ def replay(base: str, version: str, probes: Sequence[Mapping[str, Any]], atol: f
     return {"actions": actions, "bit_equal": bit_equal}
 
 
-def _ask(session: requests.Session, url: str, request: Mapping[str, Any]) -> dict[str, Any]:
+def _ask(
+    session: requests.Session, url: str, version: str, request: Mapping[str, Any], timeout_s: float
+) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
-    answer = session.post(url, data=json.dumps(request).encode(), headers=headers, timeout=TIMEOUT_S)
+    try:
+        answer = session.post(url, data=json.dumps(request).encode(), headers=headers, timeout=timeout_s)
+    except requests.RequestException as error:
+        reason = f"no answer within {timeout_s:g} s" if isinstance(error, requests.Timeout) else str(error)
+        raise RegistryError(f"{version}: a golden request failed: {reason}; does the handler hang?") from None
     if not answer.ok:
-        raise RegistryError(f"{url}: a golden request was refused with {answer.status_code}: {answer.text[:200]}")
+        raise RegistryError(f"{version}: a golden request was refused with {answer.status_code}: {answer.text[:200]}")
     return dict(answer.json())

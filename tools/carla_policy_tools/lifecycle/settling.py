@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from carla_policy_tools.lifecycle.events import Event, Verb
 from carla_policy_tools.lifecycle.intents import interrupted
 from carla_policy_tools.lifecycle.management import Management
-from carla_policy_tools.lifecycle.records import Event, Registry, Verb
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
 
 
@@ -30,6 +31,8 @@ def _settle(registry_file: RegistryFile, registry: Registry, management: Managem
             declared = version in registry.versions
             verb: Verb = "undo"
             if management and served is not None:
+                with management.candidate(version) as candidate:
+                    candidate.unregister(version)
                 if version in served and not declared:
                     _make_promoted(management, registry)
                     management.unregister(version)
