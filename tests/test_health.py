@@ -86,12 +86,12 @@ def test_one_worker_of_two_is_a_finding(file: RegistryFile, server: PretendedSer
 
 def test_missing_version_is_a_finding(file: RegistryFile, server: PretendedServer) -> None:
     del server.workers["v1.1.0"]
-    assert check_health(file) == Health(True, ("v1.1.0: 0 of 1 workers ready",))
+    assert check_health(file) == Health(True, ("v1.1.0: declared, but not on the server",))
 
 
-def test_version_that_nobody_declared_is_none(file: RegistryFile, server: PretendedServer) -> None:
-    server.workers["v1.2.0"] = []
-    assert check_health(file) == GOOD
+def test_version_that_nobody_declared_is_a_finding(file: RegistryFile, server: PretendedServer) -> None:
+    server.workers["v1.2.0"] = ["READY"]
+    assert check_health(file) == Health(True, ("v1.2.0: on the server, but not declared",))
 
 
 def test_another_default_than_the_promoted_version_is_a_finding(file: RegistryFile, server: PretendedServer) -> None:

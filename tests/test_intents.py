@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from carla_policy_tools.lifecycle import intents
+from carla_policy_tools.lifecycle.intents import any_interrupted, intent, interrupted, under_way
 from carla_policy_tools.lifecycle.events import operator
-from carla_policy_tools.lifecycle.intents import intent, interrupted, under_way
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from tests.declared import registry_of
@@ -100,11 +100,13 @@ def test_of_eight_that_claim_a_version_at_once_exactly_one_wins(file: RegistryFi
 
 def test_change_of_a_killed_command_is_found_once_and_a_live_one_is_not(file: RegistryFile) -> None:
     leave_interrupted(file, "retire", VERSION)
+    assert any_interrupted(file)
     with changing(file, "register", "v1.2.0"):
         with file.locked(), interrupted(file) as found:
             assert [(change.verb, change.version) for change in found] == [("retire", VERSION)]
         with file.locked(), interrupted(file) as found:
             assert found == []
+        assert not any_interrupted(file)
         assert [change.version for change in under_way(file)] == ["v1.2.0"]
 
 
@@ -157,10 +159,12 @@ def test_file_whose_name_is_no_version_is_nobody_s_change(file: RegistryFile, na
     before = file.read()
     path = file.intents_directory / name
     path.parent.mkdir()
+    assert not any_interrupted(file)
     if "directory" in name:
         path.mkdir()
     else:
         path.write_text("{}")
     assert under_way(file) == []
+    assert not any_interrupted(file)
     assert settle(file, None) == file.read() == before
     assert path.exists()

@@ -141,7 +141,7 @@ def test_check_that_fails_is_a_finding_and_not_the_last_check(probed: Probed, er
         probed.find(GOOD)
         probed.find(error)
         assert probed.statuses() == [503, 503, 200]
-        assert probed.ask("/readyz").json()["findings"] == [f"health cannot be checked: {error!r}"]
+        assert probed.ask("/readyz").json()["findings"] == [f"health cannot be found out: {error!r}"]
         probed.find(GOOD)
         assert probed.statuses() == [200, 200, 200]
 

@@ -13,7 +13,7 @@ from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import ServedVersion, Worker
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
-from carla_policy_tools.lifecycle.status import read_status, server_drift
+from carla_policy_tools.lifecycle.status import Observation, read_status
 from carla_policy_tools.paths import archive_name
 from tests.declared import PROFILE, PretendedServer, registry_of
 
@@ -39,7 +39,7 @@ def served() -> dict[str, ServedVersion]:
 
 
 def test_server_as_declared_does_not_differ(registry: Registry, served: dict[str, ServedVersion]) -> None:
-    assert server_drift(registry, served, "v1.0.0", set()) == []
+    assert Observation(registry, served, "v1.0.0", frozenset()).drift() == []
 
 
 @pytest.mark.parametrize(
@@ -55,26 +55,26 @@ def test_version_that_runs_otherwise_than_its_profile_says_is_told(
     registry: Registry, served: dict[str, ServedVersion], change: dict[str, object], difference: str
 ) -> None:
     served["v1.1.0"] = replace(served["v1.1.0"], **change)  # type: ignore[arg-type]
-    (found,) = server_drift(registry, served, "v1.0.0", set())
+    (found,) = Observation(registry, served, "v1.0.0", frozenset()).drift()
     assert difference in found
-    assert server_drift(registry, served, "v1.0.0", {"v1.1.0"}) == []
+    assert Observation(registry, served, "v1.0.0", frozenset({"v1.1.0"})).drift() == []
 
 
 def test_missing_and_additional_versions_are_told(registry: Registry, served: dict[str, ServedVersion]) -> None:
     served["v1.2.0"] = served.pop("v1.1.0")
-    assert server_drift(registry, served, "v1.0.0", set()) == [
+    assert Observation(registry, served, "v1.0.0", frozenset()).drift() == [
         "v1.1.0: declared, but not on the server",
         "v1.2.0: on the server, but not declared",
     ]
-    assert server_drift(registry, served, "v1.0.0", {"v1.1.0", "v1.2.0"}) == []
+    assert Observation(registry, served, "v1.0.0", frozenset({"v1.1.0", "v1.2.0"})).drift() == []
 
 
 @pytest.mark.parametrize("default", ["v1.1.0", None])
 def test_other_default_is_told(registry: Registry, served: dict[str, ServedVersion], default: str | None) -> None:
     difference = f"{default} answers by default, but v1.0.0 is promoted"
-    assert server_drift(registry, served, default, set()) == [difference]
-    assert server_drift(registry, served, default, {"v1.2.0"}) == [difference]
-    assert server_drift(registry, served, default, {"v1.0.0"}) == []
+    assert Observation(registry, served, default, frozenset()).drift() == [difference]
+    assert Observation(registry, served, default, frozenset({"v1.2.0"})).drift() == [difference]
+    assert Observation(registry, served, default, frozenset({"v1.0.0"})).drift() == []
 
 
 def test_status_is_what_the_registry_the_store_and_the_server_say(tmp_path: Path) -> None:

@@ -68,8 +68,7 @@ def under_way(registry_file: RegistryFile) -> list[Intent]:
 
 def any_interrupted(registry_file: RegistryFile) -> bool:
     """Whether a command was killed during a change that nobody has taken back yet."""
-    directory = registry_file.intents_directory
-    for path in directory.iterdir() if directory.is_dir() else []:
+    for path in _files(registry_file):
         with suppress(FileNotFoundError), path.open("rb") as file:
             if try_lock(file.fileno(), shared=True) and _is_still(path, file.fileno()):
                 return True
