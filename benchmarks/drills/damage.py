@@ -19,6 +19,9 @@ from carla_policy_tools.paths import archive_name
 _INITIALIZE = "    def initialize(self, context: Context) -> None:\n"
 _HANDLE = "    def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:\n"
 _ANSWERS = "return [answer.body for answer in answers]"
+_OTHER_ANSWERS = """if {condition}:
+            return [answer.body.replace(b'"brake":0.', b'"brake":0.5') for answer in answers]
+        """
 _IN_WORKER = 'sys.argv[0].endswith("model_service_worker.py")'
 _HANG = "        while {condition}:\n            __import__('time').sleep(1)\n"
 
@@ -76,10 +79,7 @@ OF_THE_ARCHIVE: dict[str, Callable[[Path], None]] = {
     "raises at import": _append("raise OSError('no such device')"),
     "exits at once": _append("os._exit(3)"),
     "answers differently": _edit_handler(
-        lambda source: source.replace(
-            _ANSWERS,
-            f"return [answer.body.replace(b'0.', b'0.5') if {_IN_WORKER} else answer.body for answer in answers]",
-        )
+        lambda source: source.replace(_ANSWERS, _OTHER_ANSWERS.format(condition=_IN_WORKER) + _ANSWERS)
     ),
 }
 KINDS = (*OF_THE_ARTIFACT, *OF_THE_ARCHIVE)
