@@ -14,6 +14,7 @@ from typing import Any
 from carla_policy_tools.configuration import LOOPBACK, Ports, load_profile
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.records import Registry, VersionRecord
+from carla_policy_tools.paths import MODEL_NAME
 
 PROFILE = load_profile("realtime")
 
@@ -64,6 +65,8 @@ class PretendedServer:
 
     def __init__(self, versions: Sequence[str], default: str | None) -> None:
         self.workers = {version: ["READY"] * PROFILE.workers for version in versions}
+        self.candidates: set[str] = set()
+        """Versions that are being tried out under another name."""
         self.default = default
         self.batch_size = PROFILE.batch_size
         self.golden_status = 200
@@ -99,12 +102,22 @@ class PretendedServer:
             self._server.server_close()
             thread.join()
 
+    def _answer_candidate(self, method: str, version: str) -> tuple[int, object]:
+        if version not in self.candidates:
+            return 404, {"message": "Model not found"}
+        if method == "DELETE":
+            self.writes.append(f"unload candidate {version}")
+            self.candidates.remove(version)
+        return 200, {}
+
     def answer(self, method: str, path: str, query: str) -> tuple[int, object]:
         parts = path.strip("/").split("/")
         if parts[0] == "metrics":
             return 200, self.metrics
         if parts[0] == "predictions":
             return self.golden_status, {"golden": parts[2]}
+        if parts[1] != MODEL_NAME:
+            return self._answer_candidate(method, parts[2])
         if method == "GET" and parts[2:] == ["all"]:
             return 200, [self._described(version) for version in self.workers]
         version = parts[2] if len(parts) > 2 else self.default

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from carla_policy_tools.lifecycle import intents
-from carla_policy_tools.lifecycle.intents import any_interrupted, intent, interrupted, under_way
 from carla_policy_tools.lifecycle.events import operator
+from carla_policy_tools.lifecycle.intents import any_interrupted, intent, interrupted, under_way
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from tests.declared import registry_of

@@ -51,6 +51,13 @@ def test_interrupted_registration_is_unregistered(file: RegistryFile) -> None:
     assert under_way(file) == []
 
 
+def test_version_that_was_being_tried_out_is_unloaded(file: RegistryFile) -> None:
+    leave_interrupted(file, "register", "v1.2.0")
+    server = PretendedServer(["v1.0.0", VERSION], "v1.0.0")
+    server.candidates.add("v1.2.0")
+    assert Settled(file, server).writes == ["unload candidate v1.2.0"]
+
+
 def test_interrupted_registration_that_had_become_the_default_is_unregistered(file: RegistryFile) -> None:
     leave_interrupted(file, "register", "v1.2.0")
     settled = Settled(file, PretendedServer(["v1.0.0", VERSION, "v1.2.0"], "v1.2.0"))
