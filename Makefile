@@ -13,7 +13,7 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild serve test drills check fix lock clean
+.PHONY: help setup trainers build rebuild serve proxy test drills check fix lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -43,7 +43,11 @@ rebuild: setup  ## Delete the archives of the shipped artifacts and the registry
 serve: build  ## Serve all versions on this machine until Ctrl-C
 	$(BIN)/carla-policy serve $(SERVE_OPTIONS)
 
+proxy: setup  ## Put HAProxy into build/ if it is not on the PATH, from Debian's packages, without root
+	$(BIN)/python -m carla_policy_tools.routing.haproxy
+
 test: $(VENV)/dev.stamp  ## Run every test
+	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 drills: setup  ## Run every fault drill, about half an hour; `make drills DRILLS="stop cycles"` runs some
