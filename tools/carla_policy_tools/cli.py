@@ -22,6 +22,8 @@ from carla_policy_tools.lifecycle import commands as lifecycle_commands
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name, naming
+from carla_policy_tools.routing import commands as routing_commands
+from carla_policy_tools.routing.haproxy import ProxyError
 from carla_policy_tools.signing_commands import keygen, sign
 from carla_policy_tools.torchserve import ServerError
 
@@ -32,7 +34,7 @@ app.add_typer(export_app, name="export")
 for _verb in (keygen, sign):
     app.command()(_verb)
 
-for verb in lifecycle_commands.VERBS:
+for verb in (*lifecycle_commands.VERBS, *routing_commands.VERBS):
     app.command()(verb)
 
 
@@ -292,7 +294,7 @@ def main() -> None:
 
     try:
         app()
-    except (ArtifactError, ServerError, RegistryError, RefusedRequest, ValueError, OSError) as error:
+    except (ArtifactError, ServerError, RegistryError, ProxyError, RefusedRequest, ValueError, OSError) as error:
         if isinstance(error, requests.ConnectionError):
             url = error.request.url if error.request else ""
             error = OSError(f"no server answers at {url}; start one with `carla-policy serve`, or name its --url")

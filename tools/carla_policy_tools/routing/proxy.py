@@ -60,10 +60,7 @@ class Proxy:
         server_timeout_s: float = SERVER_TIMEOUT_S,
         run_dir: Path | None = None,
     ) -> None:
-        address = urlsplit(upstream if "://" in upstream else f"http://{upstream}")
-        if address.scheme != "http" or not address.hostname:
-            raise ValueError(f"{upstream}: expected the server's address, such as http://127.0.0.1:8080")
-        self._upstream = f"{address.hostname}:{address.port or 80}"
+        self._upstream = _host_and_port(upstream)
         self._port = port
         self._server_timeout_s = server_timeout_s
         self._owns_directory = run_dir is None
@@ -135,7 +132,7 @@ class Proxy:
                 "CARLA_POLICY_PROXY_CONFIG": str(CONFIG / "haproxy"),
                 "CARLA_POLICY_PROXY_RUN": str(self.run_dir),
                 "CARLA_POLICY_PROXY_SERVER_TIMEOUT": f"{round(self._server_timeout_s * 1000)}ms",
-                "CARLA_POLICY_PROXY_UPSTREAM": self._upstream,
+                "CARLA_POLICY_PROXY_UPSTREAM": ":".join(self._upstream),
             },
             start_new_session=True,  # Ctrl-C reaches this process only, which then stops the proxy in order
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
@@ -148,6 +145,16 @@ class Proxy:
         self.check()
         self.runtime.replace_map(_ROUTES, self._map.entries(routes))
         self.routes = routes
+
+    def move(self, upstream: str) -> None:
+        """Ask the server at `upstream` from now on, if it is another one: a server that was started again."""
+        address = _host_and_port(upstream)
+        if address != self._upstream:
+            self.check()
+            answer = self.runtime.command(f"set server server/torchserve addr {address[0]} port {address[1]}")
+            if "changed" not in answer:
+                raise ProxyError(f"HAProxy does not take {upstream} as its server: {answer}")
+            self._upstream = address
 
     def mirror(self, share: int) -> None:
         """Copy `share` percent of the requests without a version to the collector at `mirror_socket`; 0 copies none."""
@@ -230,6 +237,13 @@ class Proxy:
     def _join_readers(self) -> None:
         for reader in self._readers:
             reader.join(timeout=1.0)
+
+
+def _host_and_port(url: str) -> tuple[str, str]:
+    address = urlsplit(url if "://" in url else f"http://{url}")
+    if address.scheme != "http" or not address.hostname:
+        raise ValueError(f"{url}: expected the server's address, such as http://127.0.0.1:8080")
+    return address.hostname, str(address.port or 80)
 
 
 def _free_port(port: int) -> int:
