@@ -24,8 +24,9 @@ class _Server(ThreadingHTTPServer):
 class FakeUpstream:
     """A context manager.
 
-    By version: `statuses` and `headers` of answers, and `cut`, whose answers end early. Requests with a header `x-hold`
-    are answered once `held` is set; `arrived` is set when one has come.
+    By version: `statuses`, `headers` and `contents` of answers, and `cut`, whose answers end early. `asked` keeps
+    version and body of each request. Requests with a header `x-hold` are answered once `held` is set; `arrived` is set
+    when one has come.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class FakeUpstream:
         self.statuses: dict[str, int] = {}
         self.headers: dict[str, dict[str, str]] = {}
         self.cut: set[str] = set()
+        self.contents: dict[str, dict[str, Any]] = {}
+        self.asked: list[tuple[str | None, bytes]] = []
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,10 +46,12 @@ class FakeUpstream:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 version = self.path.removeprefix(PREDICTIONS).partition("?")[0].strip("/") or None
+                upstream.asked.append((version, body))
                 upstream.arrived.set()
                 if self.headers.get("x-hold"):
                     upstream.held.wait(20)
-                answer = json.dumps({"path": self.path, "version": version, "bytes": len(body)}).encode()
+                echo = {"path": self.path, "version": version, "bytes": len(body)}
+                answer = json.dumps(upstream.contents.get(version or "", echo)).encode()
                 self.send_response(upstream.statuses.get(version or "", 200))
                 self.send_header("content-length", str(len(answer)))
                 for name, value in upstream.headers.get(version or "", {}).items():

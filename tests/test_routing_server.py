@@ -180,14 +180,53 @@ def test_a_version_differs_by_nothing_from_itself_and_the_wish_ends_with_the_sha
     assert not traffic.is_set()
 
 
-def test_the_guard_takes_a_canary_out_and_says_why(
-    options: list[str], proxy: str, traffic: Event, store: Path
+def test_the_guard_takes_a_failing_canary_out_and_says_why(
+    server: ServeProcess, options: list[str], proxy: str, body: dict[str, Any], store: Path
 ) -> None:
-    """The canary needs interventions all the time: it is the version inside a safety envelope."""
-    assert proxy
-    run("split", f"{NEW}=50", f"{OLD}=50", *options)
-    code, output, error = Command("guard", "--for", "20s", "--alpha", "0.01", *options).end()
+    promoted = RegistryFile.of(store).read().promoted
+    run("split", f"{promoted}=50", f"{OLD}=50", *options)
+    guard = Command("guard", "--for", "20s", *options)
+    _set_workers(server, OLD, 0)
+    try:
+        while guard.process.poll() is None:
+            for number in range(20):
+                headers = {"x-episode-id": f"guarded-{number}"}
+                requests.post(prediction_url(proxy, None), json=body, headers=headers, timeout=20)
+    finally:
+        _set_workers(server, OLD, 1)
+    code, output, error = guard.end()
     found = json.loads(output)
-    assert code in (0, 3), error
-    print(json.dumps(found, indent=1))
-    assert not traffic.is_set()
+    assert code == 3, error
+    assert found["tripped"]
+    assert found["findings"][0]["text"] == f"{OLD}: errors 10 in a row"
+    registry = RegistryFile.of(store).read()
+    assert (registry.split, registry.promoted) == (None, promoted)
+    assert registry.history[-1].reason == f"guard; {OLD}: errors 10 in a row"
+
+
+def test_a_guard_whose_time_is_up_without_a_finding_ends_well(options: list[str], proxy: str) -> None:
+    assert proxy
+    run("split", f"{OLD}=50", f"{NEW}=50", *options)
+    found = run("guard", "--for", "500ms", *options)
+    assert not found["tripped"]
+    assert [(watched["baseline"], watched["canary"]) for watched in found["watched"]] == [(OLD, NEW)]
+    run("split", "--off", *options)
+
+
+@pytest.mark.parametrize("verb", [["shadow", OLD], ["guard"]])
+def test_without_a_proxy_the_reason_is_one_line(
+    server: ServeProcess, store: Path, tmp_path: Path, verb: list[str]
+) -> None:
+    """The registry is another one here, which nobody follows."""
+    assert server.ready
+    code, _, error = Command(*verb, "--store", str(store), "--registry", str(tmp_path / "registry.json")).end()
+    assert code == 1
+    assert error.startswith("error: no ")
+    assert error.count("\n") == 1
+
+
+def _set_workers(server: ServeProcess, version: str, workers: int) -> None:
+    url = f"{server.ready['management']}/models/carla_policy/{version}"
+    parameters: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "true"}
+    answer = requests.put(url, params=parameters, timeout=30)
+    assert answer.ok, answer.text

@@ -36,7 +36,11 @@ core.register_action("mirror", {"http-req"}, function(txn)
         return
     end
     local body = txn.f:req_body()
-    if #body ~= txn.f:req_body_size() then
+    local size = txn.f:req_body_size()
+    if size == 0 then
+        return
+    end
+    if #body ~= size then
         body = ""
     end
     last = last + 1
