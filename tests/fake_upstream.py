@@ -26,7 +26,7 @@ class FakeUpstream:
 
     By version: `statuses`, `headers` and `contents` of answers, and `cut`, whose answers end early. `asked` keeps
     version and body of each request. Requests with a header `x-hold` are answered once `held` is set; `arrived` is set
-    when one has come.
+    when one has come. The next `hang_ups` requests get no answer but a closed connection.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class FakeUpstream:
         self.statuses: dict[str, int] = {}
         self.headers: dict[str, dict[str, str]] = {}
         self.cut: set[str] = set()
+        self.hang_ups = 0
         self.contents: dict[str, dict[str, Any]] = {}
         self.asked: list[tuple[str | None, bytes]] = []
         upstream = self
@@ -48,6 +49,10 @@ class FakeUpstream:
                 version = self.path.removeprefix(PREDICTIONS).partition("?")[0].strip("/") or None
                 upstream.asked.append((version, body))
                 upstream.arrived.set()
+                if upstream.hang_ups:
+                    upstream.hang_ups -= 1
+                    self.close_connection = True
+                    return
                 if self.headers.get("x-hold"):
                     upstream.held.wait(20)
                 echo = {"path": self.path, "version": version, "bytes": len(body)}

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from carla_policy_tools.lifecycle.records import Registry, VersionRecord
+from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.routing.guard import Finding, Watch
+from carla_policy_tools.routing.guarding import Guard, canaries
+from carla_policy_tools.routing.splitting import take_out
 from carla_policy_tools.routing.traffic import Exchange
 
 BASELINE, CANARY = "v0.2.0", "v0.3.0"
@@ -150,3 +156,68 @@ def test_what_is_spent_adds_up_to_alpha() -> None:
 def test_alpha_is_a_probability(alpha: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         Watch(BASELINE, CANARY, alpha=alpha)
+
+
+def registry_of(promotions: list[str], shares: dict[str, int] | None) -> Registry:
+    registry = Registry()
+    for version in sorted({BASELINE, CANARY, *promotions, *(shares or {})}):
+        digest, day = f"sha256:{'0' * 64}", datetime(2026, 1, 1, tzinfo=UTC)
+        record = VersionRecord(
+            digest=digest, git_sha="0" * 40, built=day, registered=day, registered_by="a@b", profile="realtime"
+        )
+        events = [registry.event("register", version, digest=digest, profile="realtime")]
+        if not registry.versions:
+            events.append(registry.event("promote", promotions[0], offset=2))
+        registry = registry.after(*events, records={version: record})
+    for version in promotions[1:]:
+        registry = registry.after(registry.event("promote", version))
+    return registry.after(registry.event("split", shares=shares)) if shares else registry
+
+
+@pytest.mark.parametrize(
+    ("promotions", "shares", "pairs"),
+    [
+        ([BASELINE], {BASELINE: 90, CANARY: 10}, [(BASELINE, CANARY)]),
+        ([BASELINE], {CANARY: 90, BASELINE: 10}, [(BASELINE, CANARY)]),
+        ([BASELINE], {"v0.4.0": 80, CANARY: 20}, [("v0.4.0", CANARY)]),
+        ([BASELINE], {BASELINE: 80, CANARY: 10, "v0.4.0": 10}, [(BASELINE, CANARY), (BASELINE, "v0.4.0")]),
+        ([BASELINE, CANARY], None, [(BASELINE, CANARY)]),
+        ([BASELINE], None, []),
+    ],
+)
+def test_canaries_are_what_is_new(
+    promotions: list[str], shares: dict[str, int] | None, pairs: list[tuple[str, str]]
+) -> None:
+    assert canaries(registry_of(promotions, shares)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("promotions", "shares", "promoted", "split"),
+    [
+        ([BASELINE], {BASELINE: 90, CANARY: 10}, BASELINE, None),
+        ([BASELINE], {BASELINE: 80, CANARY: 10, "v0.4.0": 10}, BASELINE, {BASELINE: 90, "v0.4.0": 10}),
+        ([BASELINE], {"v0.4.0": 80, CANARY: 20}, BASELINE, {"v0.4.0": 100}),
+        ([BASELINE, CANARY], None, BASELINE, None),
+        ([BASELINE], {BASELINE: 100}, BASELINE, {BASELINE: 100}),
+    ],
+)
+def test_what_is_taken_out_gives_its_share_to_the_baseline(
+    tmp_path: Path, promotions: list[str], shares: dict[str, int] | None, promoted: str, split: dict[str, int] | None
+) -> None:
+    registry_file = RegistryFile.of(tmp_path)
+    registry_file.write(registry_of(promotions, shares))
+    baseline = next((pair[0] for pair in canaries(registry_file.read()) if pair[1] == CANARY), BASELINE)
+    before = registry_file.read()
+    after = take_out(registry_file, CANARY, baseline, reason="guard; errors")
+    assert (after.promoted, after.split) == (promoted, split)
+    assert after == registry_file.read()
+    assert after == before or after.history[-1].reason == "guard; errors"
+
+
+def test_only_what_the_proxy_chose_is_compared() -> None:
+    """Who asks for a version by name is no random sample."""
+    guarded = Guard(alpha=0.01, failures_in_a_row=10)
+    guarded.follow(registry_of([BASELINE], {BASELINE: 50, CANARY: 50}))
+    for _ in range(100):
+        assert guarded.add(exchange(status=500, route="named")) is None
+    assert [guarded.add(exchange(status=500)) for _ in range(10)][-1] is not None

@@ -194,6 +194,35 @@ def test_a_server_that_is_gone_is_a_503_in_the_project_s_words(upstream: FakeUps
     assert "carla-policy serve" in answer["message"]
 
 
+def test_a_connection_that_closes_under_a_request_costs_nobody_an_answer(
+    upstream: FakeUpstream, vehicle: Vehicle
+) -> None:
+    assert vehicle.ask()[0] == 200
+    upstream.hang_ups = 1
+    assert vehicle.ask(body=b"x" * 40_000)[1]["bytes"] == 40_000
+
+
+def test_a_server_that_only_hangs_up_is_a_502_in_the_project_s_words(upstream: FakeUpstream, vehicle: Vehicle) -> None:
+    upstream.hang_ups = 10
+    status, answer = vehicle.ask()
+    assert (status, answer["code"], answer["type"]) == (502, 502, "PROXY_BAD_GATEWAY")
+
+
+def test_a_server_that_was_started_again_elsewhere_is_followed(upstream: FakeUpstream, proxy: Proxy) -> None:
+    with FakeUpstream() as other, Vehicle(proxy.port) as vehicle:
+        vehicle.ask()
+        proxy.move(f"http://{other.address}")
+        assert vehicle.ask()[0] == 200
+        assert (len(upstream.asked), len(other.asked)) == (1, 1)
+
+
+def test_a_proxy_that_was_killed_is_noticed(proxy: Proxy) -> None:
+    assert proxy.pid
+    psutil.Process(proxy.pid).kill()
+    with pytest.raises(ProxyError, match="HAProxy ended with status -9"):
+        _check_forever(proxy)
+
+
 def test_a_server_that_does_not_answer_in_time_is_a_504_in_the_project_s_words(upstream: FakeUpstream) -> None:
     with Proxy(upstream.address, Routes(OLD), server_timeout_s=0.2) as proxy, Vehicle(proxy.port) as vehicle:
         status, answer = vehicle.ask(x_hold="1")
@@ -342,6 +371,11 @@ def _read(traffic: Traffic, count: int) -> list[Exchange]:
         assert found, f"{len(records)} of {count} records came"
         records += found
     return records
+
+
+def _check_forever(proxy: Proxy) -> None:
+    while True:
+        proxy.check()
 
 
 def _is_listening(port: int) -> bool:

@@ -176,7 +176,7 @@ def test_a_version_differs_by_nothing_from_itself_and_the_wish_ends_with_the_sha
     assert json.loads(output)["compared"] == 0
     while (state := find_proxy(registry_file)) and state.shadow_share:
         pass
-    assert not shadow_file(registry_file).exists()
+    assert not shadow_file(registry_file).read_bytes()
     assert not traffic.is_set()
 
 

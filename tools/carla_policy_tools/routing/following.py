@@ -24,6 +24,9 @@ from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import Routes
 
 POLL_S = 0.1
+_WRITE_S = 0.2
+"""While a file is being written, or looked at by somebody else, for at most so long."""
+_MAX_STATE_BYTES = 65_536
 IN_FORCE_TIMEOUT_S = 2.0
 SERVER_MARGIN_S = 30.0
 """Beyond the response time-out of any version: a request may wait in the server's queue before."""
@@ -59,10 +62,14 @@ def shadow_file(registry_file: RegistryFile) -> Path:
 
 def find_proxy(registry_file: RegistryFile) -> ProxyState | None:
     """The proxy that follows this registry, or none if none is running."""
+    deadline = time.monotonic() + _WRITE_S
     with suppress(FileNotFoundError), state_file(registry_file).open("rb") as file:
-        if not try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             with suppress(ValidationError):
-                return ProxyState.model_validate_json(file.read())
+                return ProxyState.model_validate_json(os.pread(file.fileno(), _MAX_STATE_BYTES, 0))
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_WRITE_S / 20)
     return None
 
 
@@ -178,14 +185,10 @@ def _routes(registry: Registry) -> Routes:
 
 
 def _wanted_share(path: Path) -> int:
-    """What a living shadow wants; 0 if there is none."""
-    try:
-        with path.open("rb") as file:
-            if not try_lock(file.fileno()):
-                return int(file.read() or b"0")
-    except FileNotFoundError:
-        return 0
-    path.unlink(missing_ok=True)
+    """What a living shadow wants; 0 if there is none. The file stays: whoever writes it locks it, and empties it."""
+    with suppress(FileNotFoundError, ValueError), path.open("rb") as file:
+        share = int(file.read())
+        return 0 if try_lock(file.fileno()) else share
     return 0
 
 
@@ -193,7 +196,7 @@ def _wanted_share(path: Path) -> int:
 def _announced(registry_file: RegistryFile) -> Iterator[Callable[[ProxyState], None]]:
     """Be the one proxy of a registry; `RegistryError` if another one is."""
     with os.fdopen(os.open(state_file(registry_file), os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-        if not try_lock(file.fileno()):
+        if not lock(file.fileno()):
             raise RegistryError(f"{registry_file.path}: a proxy follows this registry already; stop it first")
 
         def announce(state: ProxyState) -> None:
@@ -207,11 +210,23 @@ def _announced(registry_file: RegistryFile) -> Iterator[Callable[[ProxyState], N
             os.ftruncate(file.fileno(), 0)
 
 
+def lock(descriptor: int) -> bool:
+    """Lock a file for as long as it stays open; somebody who only looks whether it is locked is waited for."""
+    deadline = time.monotonic() + _WRITE_S
+    while not try_lock(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_WRITE_S / 20)
+    return True
+
+
 @contextmanager
 def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has arrived; neither interrupts what is being done."""
+    """Whether Ctrl-C or SIGTERM has arrived, or the terminal was closed; none interrupts what is being done."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)  # under nohup the proxy outlives its terminal
     previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
         yield lambda: bool(received)

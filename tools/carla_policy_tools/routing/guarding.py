@@ -10,7 +10,7 @@ from carla_policy_tools.lifecycle.records import MAX_REASON, Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.routing.following import require_proxy
 from carla_policy_tools.routing.guard import Finding, Watch
-from carla_policy_tools.routing.splitting import take_out
+from carla_policy_tools.routing.splitting import take_out, wait_in_force
 from carla_policy_tools.routing.traffic import Exchange, Traffic
 
 _READ_S = 0.2
@@ -28,6 +28,8 @@ class Guard:
     findings: list[Finding] = field(default_factory=list)
     after: Registry | None = None
     """The registry after a canary was taken out."""
+    current: list[Watch] = field(default_factory=list)
+    """Of the present canaries."""
     lost: int = 0
     """Records of the proxy that came too fast."""
 
@@ -39,12 +41,12 @@ class Guard:
                 (baseline, canary),
                 Watch(baseline, canary, alpha=self.alpha, failures_in_a_row=self.failures_in_a_row),
             )
-        self._current = [self.watches[pair] for pair in pairs]
+        self.current = [self.watches[pair] for pair in pairs]
 
     def add(self, exchange: Exchange) -> Watch | None:
         """Count an exchange whose version the client did not choose; the watch that it leads to findings in."""
         if exchange.route in ("split", "promoted"):
-            for watch in self._current:
+            for watch in self.current:
                 self.findings = watch.add(exchange)
                 if self.findings:
                     return watch
@@ -106,6 +108,7 @@ def guard(
                 if watch:
                     reason = "; ".join(["guard", *map(str, guarded.findings)])[:MAX_REASON]
                     guarded.after = take_out(registry_file, watch.canary, watch.baseline, reason=reason)
+                    wait_in_force(registry_file, guarded.after.sequence)
                     return guarded
             guarded.lost = traffic.lost
             if time.monotonic() - looked > _REGISTRY_S:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from carla_policy_tools.lifecycle.endpoint import require_server
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import check_answers, check_registered
-from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.routing.following import (
     IN_FORCE_TIMEOUT_S,
     find_proxy,
+    lock,
     require_proxy,
     shadow_file,
     wait_until,
@@ -74,7 +75,7 @@ def _wish(registry_file: RegistryFile, share: int) -> Iterator[None]:
     """Tell the proxy to mirror, for as long as this process lives; `RegistryError` if another shadow runs."""
     path = shadow_file(registry_file)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-        if not try_lock(file.fileno()):
+        if not lock(file.fileno()):
             raise RegistryError(f"{registry_file.path}: another shadow runs; wait for it, or stop it")
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), str(share).encode(), 0)
