@@ -68,7 +68,7 @@ def install() -> HAProxy:
         directory = Path(scratch)
         tree = directory / "tree"
         for package in _packages(directory):
-            _run(["apt-get", *_apt_options(directory), "download", package], directory)
+            _apt(directory, "download", package)
         for archive in sorted(directory.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(archive), str(tree)], directory)
         shutil.rmtree(UNPACKED, ignore_errors=True)
@@ -87,21 +87,22 @@ def _unpacked(tree: Path) -> HAProxy | None:
 
 def _packages(directory: Path) -> list[str]:
     """`haproxy` and what it lacks here, each as `name=version`."""
-    simulate = ["apt-get", *_apt_options(directory), "install", "--simulate", "--no-install-recommends", "haproxy"]
+    simulate = ["install", "--simulate", "--no-install-recommends", "haproxy"]
     try:
-        plan = _run(simulate, directory)
+        plan = _apt(directory, *simulate)
     except ProxyError:
         # No package lists, as in most container images: fetch them, but not into the system's place.
         (directory / "lists").mkdir()
-        _run(["apt-get", *_apt_options(directory), "update"], directory)
-        plan = _run(simulate, directory)
+        _apt(directory, "update")
+        plan = _apt(directory, *simulate)
     return [f"{name}={version}" for name, version in re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", plan, re.M)]
 
 
-def _apt_options(directory: Path) -> list[str]:
+def _apt(directory: Path, *arguments: str) -> str:
     lists = directory / "lists"
-    places = [f"Dir::State::Lists={lists}", f"Dir::Cache={directory / 'cache'}"] if lists.exists() else []
-    return ["-qq", *(part for place in ("APT::Sandbox::User=", *places) for part in ("-o", place))]
+    own = [f"Dir::State::Lists={lists}", f"Dir::Cache={directory / 'cache'}"] if lists.exists() else []
+    options = [part for option in ("APT::Sandbox::User=", *own) for part in ("-o", option)]
+    return _run(["apt-get", "-qq", *options, *arguments], directory)
 
 
 def _run(command: list[str], directory: Path) -> str:
