@@ -111,8 +111,8 @@ def test_one_odd_episode_condemns_nobody() -> None:
         for version, episodes in ((CANARY, 5), (BASELINE, 45)):
             episode = number % episodes
             odd = version == CANARY and episode == 0
-            met = {"interventions": ("bounds",)} if odd else {}
-            assert not watched.add(exchange(version, key=f"episode:{version}-{episode}", **met))
+            met = ("bounds",) if odd else ()
+            assert not watched.add(exchange(version, key=f"episode:{version}-{episode}", interventions=met))
 
 
 def test_ten_failures_in_a_row_are_enough() -> None:

@@ -265,6 +265,8 @@ def test_a_kept_connection_gets_one_more_answer_while_the_proxy_stops(upstream: 
         while _is_listening(proxy.port):
             time.sleep(0.01)
         assert idle.ask()[0] == 200
+        stopping.join(0.3)
+        assert stopping.is_alive(), "the last request is still being worked on"
         upstream.held.set()
         thread.join()
         stopping.join()

@@ -15,12 +15,13 @@ import psutil
 import pytest
 import requests
 
+from benchmarks.servers import EXIT_TIMEOUT_S
 from carla_policy_tools.client import golden_observations, prediction_url, request_body
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.paths import archive_name
 from carla_policy_tools.routing.following import find_proxy, shadow_file
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
-from tests.servers import COMMAND, EXIT_TIMEOUT_S, ServeProcess
+from tests.servers import COMMAND, ServeProcess
 
 try:
     find_haproxy()
@@ -61,8 +62,12 @@ def run(*arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def options(server: ServeProcess, store: Path) -> list[str]:
-    assert server.ready
-    return ["--store", str(store)]
+    return ["--store", str(store), "--registry", str(server.registry)]
+
+
+@pytest.fixture(scope="module")
+def registry_file(server: ServeProcess, store: Path) -> RegistryFile:
+    return RegistryFile.of(store, server.registry)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +120,9 @@ def ask(proxy: str, body: dict[str, Any], episode: str) -> str:
 
 
 def test_a_split_is_in_force_when_the_command_returns(
-    options: list[str], proxy: str, body: dict[str, Any], store: Path
+    options: list[str], proxy: str, body: dict[str, Any], registry_file: RegistryFile
 ) -> None:
-    promoted = RegistryFile.of(store).read().promoted
+    promoted = registry_file.read().promoted
     assert ask(proxy, body, "before") == promoted
     done = run("split", f"{OLD}=50", f"{NEW}=50", "--reason", "test", *options)
     assert (done["split"], done["in_force"]) == ({OLD: 50, NEW: 50}, True)
@@ -138,19 +143,21 @@ def test_a_split_is_in_force_when_the_command_returns(
         ([], "or --off"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(options: list[str], store: Path, arguments: list[str], reason: str) -> None:
-    before = RegistryFile.of(store).read()
+def test_a_split_that_cannot_be_is_refused(
+    options: list[str], registry_file: RegistryFile, arguments: list[str], reason: str
+) -> None:
+    before = registry_file.read()
     code, _, error = Command("split", *arguments, *options).end()
     assert code in (1, 2)
     assert reason in " ".join(error.replace("│", " ").split())
-    assert RegistryFile.of(store).read() == before
+    assert registry_file.read() == before
 
 
 def test_a_shadow_is_compared_and_no_client_notices(
-    options: list[str], proxy: str, traffic: Event, store: Path
+    options: list[str], proxy: str, traffic: Event, registry_file: RegistryFile
 ) -> None:
     assert proxy
-    promoted = RegistryFile.of(store).read().promoted
+    promoted = registry_file.read().promoted
     report = run("shadow", OLD, "--share", "50", "--requests", "30", *options)
     assert report["baselines"] == {promoted: report["compared"]}
     assert report["compared"] == 30
@@ -163,9 +170,8 @@ def test_a_shadow_is_compared_and_no_client_notices(
 
 
 def test_a_version_differs_by_nothing_from_itself_and_the_wish_ends_with_the_shadow(
-    options: list[str], proxy: str, traffic: Event, store: Path
+    options: list[str], proxy: str, traffic: Event, registry_file: RegistryFile
 ) -> None:
-    registry_file = RegistryFile.of(store)
     promoted = registry_file.read().promoted or ""
     command = Command("shadow", promoted, "--share", "100", *options)
     while not (state := find_proxy(registry_file)) or state.shadow_share != 100:
@@ -181,9 +187,9 @@ def test_a_version_differs_by_nothing_from_itself_and_the_wish_ends_with_the_sha
 
 
 def test_the_guard_takes_a_failing_canary_out_and_says_why(
-    server: ServeProcess, options: list[str], proxy: str, body: dict[str, Any], store: Path
+    server: ServeProcess, options: list[str], proxy: str, body: dict[str, Any], registry_file: RegistryFile
 ) -> None:
-    promoted = RegistryFile.of(store).read().promoted
+    promoted = registry_file.read().promoted
     run("split", f"{promoted}=50", f"{OLD}=50", *options)
     guard = Command("guard", "--for", "20s", *options)
     _set_workers(server, OLD, 0)
@@ -199,7 +205,7 @@ def test_the_guard_takes_a_failing_canary_out_and_says_why(
     assert code == 3, error
     assert found["tripped"]
     assert found["findings"][0]["text"] == f"{OLD}: errors 10 in a row"
-    registry = RegistryFile.of(store).read()
+    registry = registry_file.read()
     assert (registry.split, registry.promoted) == (None, promoted)
     assert registry.history[-1].reason == f"guard; {OLD}: errors 10 in a row"
 

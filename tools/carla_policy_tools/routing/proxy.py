@@ -207,7 +207,7 @@ class Proxy:
             with RuntimeSession(self.stats_socket) as session:
                 process.send_signal(signal.SIGUSR1)
                 busy = time.monotonic()
-                while time.monotonic() < min(deadline, busy + IDLE_S) and session.connections() > 1:
+                while time.monotonic() < min(deadline, busy + IDLE_S) and session.connections():
                     if session.command("show sess").count("fe=predictions"):
                         busy = time.monotonic()
                     time.sleep(POLL_INTERVAL_S)

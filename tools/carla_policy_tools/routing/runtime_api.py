@@ -82,6 +82,6 @@ class RuntimeSession:
         return answer.removesuffix(self._PROMPT).decode(errors="replace").strip()
 
     def connections(self) -> int:
-        """How many connections are open, this one included."""
+        """How many connections of clients are open, idle ones included."""
         found = re.search(r"^CurrConns: (\d+)$", self.command("show info"), re.M)
         return int(found[1]) if found else 0
