@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from carla_policy_tools.lifecycle.records import MAX_REASON, Registry
+from carla_policy_tools.lifecycle.events import MAX_REASON
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.routing.following import require_proxy
 from carla_policy_tools.routing.guard import Finding, Watch

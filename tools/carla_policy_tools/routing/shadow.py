@@ -16,8 +16,9 @@ import numpy as np
 import requests
 
 from carla_policy.heads import draw_seed
-from carla_policy_tools.client import TIMEOUT_S, prediction_url
+from carla_policy_tools.client import TIMEOUT_S
 from carla_policy_tools.routing.mirror import Copy
+from carla_policy_tools.urls import prediction_url
 
 FIELDS = ("throttle", "brake", "steer")
 MAX_DIFFERENCES = 1_000_000
