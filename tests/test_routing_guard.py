@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +160,16 @@ def test_alpha_is_a_probability(alpha: float) -> None:
 def registry_of(promotions: list[str], shares: dict[str, int] | None) -> Registry:
     registry = Registry()
     for version in sorted({BASELINE, CANARY, *promotions, *(shares or {})}):
-        digest, day = f"sha256:{'0' * 64}", datetime(2026, 1, 1, tzinfo=UTC)
+        event = registry.event("register", version, digest=f"sha256:{'0' * 64}", profile="realtime")
+        events = [event] if registry.versions else [event, registry.event("promote", promotions[0], offset=2)]
         record = VersionRecord(
-            digest=digest, git_sha="0" * 40, built=day, registered=day, registered_by="a@b", profile="realtime"
+            digest=event.digest or "",
+            git_sha="0" * 40,
+            built=event.at,
+            registered=event.at,
+            registered_by=event.by,
+            profile="realtime",
         )
-        events = [registry.event("register", version, digest=digest, profile="realtime")]
-        if not registry.versions:
-            events.append(registry.event("promote", promotions[0], offset=2))
         registry = registry.after(*events, records={version: record})
     for version in promotions[1:]:
         registry = registry.after(registry.event("promote", version))

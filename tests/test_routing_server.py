@@ -16,11 +16,12 @@ import pytest
 import requests
 
 from benchmarks.servers import EXIT_TIMEOUT_S
-from carla_policy_tools.client import golden_observations, prediction_url, request_body
+from carla_policy_tools.client import golden_observations, request_body
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.paths import archive_name
 from carla_policy_tools.routing.following import find_proxy, shadow_file
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
+from carla_policy_tools.urls import prediction_url
 from tests.servers import COMMAND, ServeProcess
 
 try:

@@ -64,7 +64,7 @@ def find_proxy(registry_file: RegistryFile) -> ProxyState | None:
     """The proxy that follows this registry, or none if none is running."""
     deadline = time.monotonic() + _WRITE_S
     with suppress(FileNotFoundError), state_file(registry_file).open("rb") as file:
-        while not try_lock(file.fileno()):
+        while not try_lock(file.fileno(), shared=True):
             with suppress(ValidationError):
                 return ProxyState.model_validate_json(os.pread(file.fileno(), _MAX_STATE_BYTES, 0))
             if time.monotonic() > deadline:
@@ -188,7 +188,7 @@ def _wanted_share(path: Path) -> int:
     """What a living shadow wants; 0 if there is none. The file stays: whoever writes it locks it, and empties it."""
     with suppress(FileNotFoundError, ValueError), path.open("rb") as file:
         share = int(file.read())
-        return 0 if try_lock(file.fileno()) else share
+        return 0 if try_lock(file.fileno(), shared=True) else share
     return 0
 
 
@@ -198,6 +198,7 @@ def _announced(registry_file: RegistryFile) -> Iterator[Callable[[ProxyState], N
     with os.fdopen(os.open(state_file(registry_file), os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         if not lock(file.fileno()):
             raise RegistryError(f"{registry_file.path}: a proxy follows this registry already; stop it first")
+        os.ftruncate(file.fileno(), 0)  # what a killed proxy left is not true of this one
 
         def announce(state: ProxyState) -> None:
             data = state.model_dump_json().encode()
