@@ -17,12 +17,11 @@ from carla_policy_tools.configuration import choose_ports
 
 RED_S = 2.0
 GREEN_S = 60.0
-STOPPED_S = 5.0
 VERSIONS = {FIRST, SECOND}
 
 
-def run(archives: Archives, *, rounds: int = 1) -> Report:
-    """`rounds` times: kill -9 of a worker of each version, SIGSTOP of one, and a new start of the server."""
+def run(archives: Archives, *, rounds: int = 1, stopped_s: float = 5.0) -> Report:
+    """`rounds` times: kill -9 of a worker of each version, SIGSTOP of one for `stopped_s`, and a new start."""
     report = Report("health")
     with Rig(archives, sorted(VERSIONS)) as rig, report.noting_failures():
         ports = choose_ports(0)
@@ -42,7 +41,7 @@ def run(archives: Archives, *, rounds: int = 1) -> Report:
                     _check_fault(report, rig, readiness, f"kill -9 of {version}'s worker", partial(_kill, rig, version))
             _check_truth(report, readiness)
             with rig.serve(*options):
-                _check_stopped_worker(report, rig, url)
+                _check_stopped_worker(report, rig, url, stopped_s)
     return report
 
 
@@ -88,7 +87,7 @@ def _check_truth(report: Report, readiness: Readiness) -> None:
         report.require(not sample.green or sample.well or recently_well, f"green while workers were missing: {sample}")
 
 
-def _check_stopped_worker(report: Report, rig: Rig, url: str) -> None:
+def _check_stopped_worker(report: Report, rig: Rig, url: str, stopped_s: float) -> None:
     """A worker that is stopped is READY to TorchServe; only a question to it can tell."""
     pid = _worker(rig, SECOND)
     with Readiness(url) as readiness:
@@ -97,7 +96,7 @@ def _check_stopped_worker(report: Report, rig: Rig, url: str) -> None:
         try:
             red = readiness.wait(False, stopped, 2 * RED_S)
             verdict = rig.run("health")
-            time.sleep(max(0.0, stopped + STOPPED_S - time.monotonic()))
+            time.sleep(max(0.0, stopped + stopped_s - time.monotonic()))
         finally:
             os.kill(pid, signal.SIGCONT)
         continued = time.monotonic()

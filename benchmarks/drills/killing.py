@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +55,18 @@ def run(archives: Archives, *, kills: int = 30, seed: int = 0, pace: Pace = PACE
     """
     report = Report("kills")
     sent: list[Sent] = []
-    with Rig(archives, [FIRST, SECOND]) as rig:
-        with rig.serve(FIRST):
-            usual = _usual_durations(rig)
+    with Rig(archives, [FIRST, SECOND]) as rig, ExitStack() as servers:
+        server = servers.enter_context(rig.serve(FIRST))
+        usual = _usual_durations(rig)
         report.facts["usual durations, s"] = {verb: round(seconds, 2) for verb, seconds in usual.items()}
         for point in points(kills, seed):
             before = len(report.broken)
             with report.noting_failures():
-                sent += _strike(rig, report, archives, point, usual[point.verb], pace)
+                sent += _strike(rig, server, report, archives, point, usual[point.verb], pace)
             report.faults += 1
+            server = _start_anew(rig, server, servers, report)
             report.broken[before:] = [f"{point}: {finding}" for finding in report.broken[before:]]
+        server.stop()
         left = rig.wait_gone()
         report.require(not left, f"left behind at the end: {left}")
     report.count(sent, [], sent)
@@ -76,31 +79,40 @@ def _usual_durations(rig: Rig) -> dict[str, float]:
     return {command[0]: rig.must(*command).seconds for command in commands}
 
 
-def _strike(rig: Rig, report: Report, archives: Archives, point: Point, usual_s: float, pace: Pace) -> list[Sent]:
-    """Prepare, kill, look, start anew, look again; the requests that were sent meanwhile."""
+def _strike(
+    rig: Rig, server: ServeProcess, report: Report, archives: Archives, point: Point, usual_s: float, pace: Pace
+) -> list[Sent]:
+    """Prepare, kill and look; the requests that were sent meanwhile."""
     sent: list[Sent] = []
-    with rig.serve() as server:
-        _prepare(rig, point.verb)
-        states = (rig.declared(), _after(point.verb, rig.declared()))
-        if point.target == "verb":
-            with Load(server.base, archives.questions, pace=pace) as load:
-                _kill_during(rig, server, point, usual_s)
-                _check_settles(report, rig, server, states)
-            sent = load.stop()
-        else:
+    _prepare(rig, point.verb)
+    states = (rig.declared(), _after(point.verb, rig.declared()))
+    if point.target == "verb":
+        with Load(server.base, archives.questions, pace=pace) as load:
             _kill_during(rig, server, point, usual_s)
-            status, _ = server.wait()
-            report.require(status != 0, "`serve` ended with 0 after a kill")
-    killed = time.monotonic()
+            _check_settles(report, rig, server, states)
+        sent = load.stop()
+    else:
+        _kill_during(rig, server, point, usual_s)
+        status, _ = server.wait()
+        report.require(status != 0, "`serve` ended with 0 after a kill")
     declared = rig.declared()
     report.require(declared in states, f"declared {declared}, expected one of {states}")
-    with rig.serve() as server:
-        report.recovery_s.append(time.monotonic() - killed)
-        report.require(rig.declared() == declared, f"the start declares {rig.declared()} instead of {declared}")
+    return sent
+
+
+def _start_anew(rig: Rig, before: ServeProcess, servers: ExitStack, report: Report) -> ServeProcess:
+    """A new server on the same registry, which must find and leave everything in order."""
+    if before.process.poll() is None:
+        before.stop()
+    declared = rig.declared()
+    started = time.monotonic()
+    server = servers.enter_context(rig.serve())
+    report.recovery_s.append(time.monotonic() - started)
+    with report.noting_failures():
         _check_settles(report, rig, server, (declared,))
         left = rig.wait_gone(spare=[server.process.pid])
         report.require(not left, f"left behind: {left}")
-    return sent
+    return server
 
 
 def _prepare(rig: Rig, verb: str) -> None:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.archives import FIRST, SOURCES, Archives
@@ -26,6 +26,7 @@ TRACEBACK = "Traceback"
 def run(
     archives: Archives,
     *,
+    versions: Sequence[str] = VERSIONS,
     operators: int = 16,
     seconds: float = 60.0,
     seed: int = 0,
@@ -35,7 +36,7 @@ def run(
     """Random verbs on random versions from a seed, for about `seconds`; each command is a fault to the others."""
     report = Report("operators")
     outcomes: list[Outcome] = []
-    with Rig(archives, VERSIONS) as rig, rig.serve(FIRST) as server:
+    with Rig(archives, versions) as rig, rig.serve(FIRST) as server:
         with Load(server.base, archives.questions, pace=pace) as load:
             load.wait_answered(round(pace.rate), timeout_s=30)
             quiet = time.monotonic()
@@ -45,7 +46,7 @@ def run(
             def operate(number: int) -> None:
                 choice = random.Random(f"{seed}-{number}")
                 while time.monotonic() < start + seconds:
-                    outcomes.append(rig.run(*_command(choice)))
+                    outcomes.append(rig.run(*_command(choice, versions)))
 
             threads = [threading.Thread(target=operate, args=(number,)) for number in range(operators)]
             for thread in threads:
@@ -57,8 +58,8 @@ def run(
         report.faults = len(outcomes)
         with report.noting_failures():
             content = json.loads(rig.registry.read_text())
-            versions, promoted = fold(content["history"])
-            report.require_state(rig, versions, promoted or "")
+            registered, promoted = fold(content["history"])
+            report.require_state(rig, registered, promoted or "")
             _check_history(report, content["history"], outcomes)
             report.require(server.process.poll() is None, "the server has ended")
             status = rig.status()
@@ -74,9 +75,9 @@ def run(
     return report
 
 
-def _command(choice: random.Random) -> tuple[str, ...]:
+def _command(choice: random.Random, versions: Sequence[str]) -> tuple[str, ...]:
     (verb,) = choice.choices(list(WEIGHTS), list(WEIGHTS.values()))
-    return (verb,) if verb in ("rollback", "status") else (verb, choice.choice(VERSIONS))
+    return (verb,) if verb in ("rollback", "status") else (verb, choice.choice(versions))
 
 
 def fold(history: Iterable[Mapping[str, Any]]) -> tuple[set[str], str | None]:

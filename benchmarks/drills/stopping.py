@@ -5,27 +5,35 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from benchmarks.archives import FIRST, SECOND, Archives
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Rig
 from benchmarks.load import PACE, Load, Pace, Sent
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_S = 10.0
 AFTERWARDS_S = 0.5
 REFUSALS = ("200", "refused")
 
 
-def run(archives: Archives, *, pace: Pace = PACE, quiet_s: float = 5.0) -> Report:
-    """SIGTERM, then SIGINT to another server; each is a fault."""
+def run(
+    archives: Archives,
+    *,
+    signals: Sequence[signal.Signals] = SIGNALS,
+    pace: Pace = PACE,
+    quiet_s: float = 5.0,
+) -> Report:
+    """Each of `signals` to a server of its own; each is a fault."""
     report = Report("stop")
     before: list[Sent] = []
     after: list[Sent] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         earlier, later = _stop_once(archives, report, number, pace, quiet_s)
         before += earlier
         after += later
-    report.faults = 2
+    report.faults = len(signals)
     report.count(before, before, [record for record in after if record.outcome == "200"])
     return report
 
