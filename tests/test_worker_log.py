@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from carla_policy_tools.worker_log import MAX_LINES, WorkerLog, is_death, load_failure
+from carla_policy_tools.worker_log import WorkerLog, is_death, load_failure
 
 
 def line(version: str, text: str, stream: str = "stdout") -> str:
-    return f"2025-01-01T00:00:00,000 [INFO ] W-9000-carla_policy_{version}-{stream} MODEL_LOG - {text}\n"
+    return f"2025-01-01T00:00:00,000 INFO W-9000-carla_policy_{version}-{stream} MODEL_LOG {text}\n"
 
 
 REFUSAL = "ValueError: carla_policy does not load: model.pt: content has changed"
@@ -27,26 +27,46 @@ def test_only_what_the_version_s_workers_say_from_now_on_counts(tmp_path: Path) 
     path = tmp_path / "torchserve.log"
     path.write_text(line("v1.2.3", REFUSAL))
     log = WorkerLog(path, "v1.2.3")
-    assert log.failure() is None
+    assert not log.has_failed()
     assert log.last_words() == "its workers said nothing"
     with path.open("a") as file:
         file.write(line("v1.2.30", REFUSAL) + line("v1.2.3", "loading") + line("v1.2.3", "half \xff", "stderr")[:-2])
-    assert log.failure() is None
+    assert not log.has_failed()
     assert log.last_words().endswith("half ")
     with path.open("a") as file:
         file.write("\n" + line("v1.2.3", REFUSAL) + line("v1.2.3", DEATH))
-    assert log.failure() == "model.pt: content has changed"
+    assert log.has_failed()
+    assert log.reason() == "model.pt: content has changed"
 
 
-def test_worker_that_died_without_a_reason_is_quoted(tmp_path: Path) -> None:
+def test_worker_that_died_without_a_reason_is_quoted_with_its_last_exception(tmp_path: Path) -> None:
     path = tmp_path / "torchserve.log"
     log = WorkerLog(path, "v1.2.3")
-    assert log.failure() is None
-    path.write_text("".join(line("v1.2.3", f"line {number}") for number in range(40)) + line("v1.2.3", DEATH))
-    failure = log.failure()
-    assert failure is not None
-    assert len(failure.splitlines()) == MAX_LINES
-    assert failure.endswith(DEATH)
+    assert not log.has_failed()
+    said = [
+        "Traceback (most recent call last):",
+        '  File "handler.py", line 1',
+        "OSError: no such device",
+        DEATH,
+        "bye",
+    ]
+    path.write_text("".join(line("v1.2.3", text) for text in said))
+    assert log.has_failed()
+    assert log.reason() == "OSError: no such device"
+
+
+def test_worker_that_died_without_an_exception_is_quoted_with_its_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "torchserve.log"
+    log = WorkerLog(path, "v1.2.3")
+    path.write_text(line("v1.2.3", DEATH) + line("v1.2.3", "gone"))
+    assert (log.has_failed(), log.reason()) == (True, "gone")
+
+
+def test_version_that_is_tried_out_is_the_version(tmp_path: Path) -> None:
+    path = tmp_path / "torchserve.log"
+    log = WorkerLog(path, "v1.2.3")
+    path.write_text(line("v1.2.3", REFUSAL).replace("carla_policy_", "carla_policy-candidate-v1.2.3_"))
+    assert log.reason() == "model.pt: content has changed"
 
 
 def test_log_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
@@ -54,4 +74,5 @@ def test_log_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> N
     path.write_text(line("v1.2.3", "x" * 1000))
     log = WorkerLog(path, "v1.2.3")
     path.write_text(line("v1.2.3", REFUSAL))
-    assert log.failure() == "model.pt: content has changed"
+    assert log.has_failed()
+    assert log.reason() == "model.pt: content has changed"

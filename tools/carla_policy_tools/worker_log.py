@@ -10,10 +10,9 @@ from pathlib import Path
 
 from carla_policy_tools.paths import MODEL_NAME
 
-MAX_LINES = 15
-
-_THREAD = re.compile(rf" W-\d+-{MODEL_NAME}(-candidate-v[0-9.]+)?_(?P<version>v[0-9.]+[0-9])\S* (?P<text>.*)")
+_THREAD = re.compile(rf" W-\d+-{MODEL_NAME}(-candidate-v[0-9.]+)?_(?P<version>v[0-9.]+[0-9])\S* \S+ (?P<text>.*)")
 _REASON = re.compile(r"carla_policy does not load: (?P<reason>.*)")
+_EXCEPTION = re.compile(r"^(?P<reason>[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b.*)")
 _DEATH = re.compile(r"Backend worker process died|Load model failed")
 
 
@@ -32,18 +31,22 @@ class WorkerLog:
     """What the workers of one version say from now on."""
 
     def __init__(self, log_file: Path, version: str) -> None:
-        self._file = log_file
+        self.path = log_file
         self._version = version
         self._offset = log_file.stat().st_size if log_file.exists() else 0
 
-    def failure(self) -> str | None:
-        """Why the version does not load, or the last words of a worker that died without a reason; none so far."""
-        lines = self._lines()
-        for line in reversed(lines):
-            found = _REASON.search(line)
-            if found:
-                return found["reason"]
-        return "\n".join(lines[-MAX_LINES:]) if any(is_death(line) for line in lines) else None
+    def has_failed(self) -> bool:
+        """Whether a worker has ended, or said why it will."""
+        return any(is_death(line) or _REASON.search(line) for line in self._lines())
+
+    def reason(self) -> str:
+        """Why the version does not load: what its handler says, else the last exception, else the last line."""
+        for pattern in (_REASON, _EXCEPTION):
+            for line in reversed(self._lines()):
+                found = pattern.search(line)
+                if found:
+                    return found["reason"]
+        return self.last_words()
 
     def last_words(self) -> str:
         """The last line that a worker of the version wrote."""
@@ -52,8 +55,8 @@ class WorkerLog:
 
     def _lines(self) -> list[str]:
         try:
-            with self._file.open("rb") as file:
-                file.seek(self._offset if self._file.stat().st_size >= self._offset else 0)
+            with self.path.open("rb") as file:
+                file.seek(self._offset if self.path.stat().st_size >= self._offset else 0)
                 text = file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return []

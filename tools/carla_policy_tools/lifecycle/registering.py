@@ -30,6 +30,9 @@ from carla_policy_tools.paths import archive_name, archived_versions, naming
 from carla_policy_tools.urls import prediction_url
 from carla_policy_tools.worker_log import WorkerLog
 
+LAST_WORDS_S = 0.5
+"""What a worker says when it dies arrives in the log in pieces."""
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -147,9 +150,9 @@ def wait_ready(management: Management, version: str, workers: int, log: WorkerLo
             management.scale(version, workers)  # the archive's own configuration says how many it is registered with
         elif served is not None and served.ready_workers >= workers:
             return
-        failure = log.failure()
-        if failure:
-            raise RegistryError(f"{version}: does not load: {failure}")
+        if log.has_failed():
+            time.sleep(LAST_WORDS_S)
+            raise RegistryError(f"{version}: does not load: {log.reason()} (log: {log.path})")
         if time.monotonic() > deadline:
             raise RegistryError(f"{version}: not ready in time; its worker's last words: {log.last_words()}")
         time.sleep(POLL_S)
