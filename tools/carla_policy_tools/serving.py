@@ -24,6 +24,7 @@ from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announ
 from carla_policy_tools.lifecycle.intents import any_interrupted
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.probes import Probes
+from carla_policy_tools.lifecycle.reconciling import reconcile
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.lifecycle.stopping import drain
@@ -117,13 +118,15 @@ def _run(
                     registry_file.write(changed)
             endpoint = endpoint.model_copy(update={"state": "ready"})
             announcement.say(endpoint)
+            if registry.sequence != declaration.sequence:
+                reconcile(registry_file)  # somebody rolled back, or retired a version, while it started
             on_ready(declaration, endpoint)
             _watch(server, registry_file, ports, on_trouble)
         except StopRequested:
             _ignore_stop_signals()
             if endpoint.state == "ready" and server.pid:
                 announcement.say(endpoint.model_copy(update={"state": "draining"}))
-                drain(ports, server.pid, list(registry_file.read().versions), server.drain_file)
+                drain(ports, server.pid, server.drain_file)
             raise
         finally:
             _ignore_stop_signals()
@@ -156,7 +159,9 @@ def _take_copies(
             try:
                 shutil.copyfile(archive, copy)
             except OSError as error:
-                raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
+                raise ArtifactError(
+                    f"{archive}: cannot be read: {error.strerror}; build it again, or `carla-policy retire {version}`"
+                ) from None
             checked = check_archive(copy, Path(scratch), load_public_keys(profile.trusted_keys), archive)
             digests[version], git_shas[version] = file_digest(copy), checked.card.git_sha
             registered = declaration.digests.get(version, digests[version])

@@ -25,6 +25,8 @@ class Declaration:
     digests: dict[str, str]
     """Of the archives that were registered before: others are refused under their names."""
     newcomers: tuple[str, ...]
+    sequence: int
+    """Of the registry that was looked at."""
     notices: tuple[str, ...]
     """What somebody who typed the command might not expect."""
 
@@ -59,7 +61,7 @@ def declare(
     _check_available(store, [*named, promoted], available)
     if promoted not in named:
         raise ValueError(f"{promoted} is to be promoted, but only {', '.join(named)} are to be served")
-    return Declaration(dict.fromkeys(named, chosen or DEFAULT_PROFILE), promoted, {}, tuple(named), ())
+    return Declaration(dict.fromkeys(named, chosen or DEFAULT_PROFILE), promoted, {}, tuple(named), 0, ())
 
 
 def _join(
@@ -99,6 +101,7 @@ def _join(
         promoted=registry.promoted,
         digests={version: known.digest for version, known in registry.versions.items()},
         newcomers=tuple(newcomers),
+        sequence=registry.sequence,
         notices=tuple(notices),
     )
 

@@ -67,11 +67,13 @@ def _restore(
         return
     on_step(f"loading {version}")
     copy = endpoint.store / archive_name(version)
-    if not copy.is_file():
+    if not copy.is_file() or file_digest(copy) != record.digest:
+        archive = registry_file.store / copy.name
         endpoint.store.mkdir(exist_ok=True)
-        shutil.copyfile(registry_file.store / copy.name, copy)
-    if file_digest(copy) != record.digest:
-        raise ArtifactError(f"{copy}: has changed since {version} was registered; put {record.digest} back")
+        shutil.copyfile(archive, copy)
+        if file_digest(copy) != record.digest:
+            copy.unlink()
+            raise ArtifactError(f"{archive}: has changed since {version} was registered; put {record.digest} back")
     if served is None:
         management.register(version, profile)
     else:

@@ -11,7 +11,6 @@ import ctypes
 import os
 import socket
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,15 +32,15 @@ _LISTEN, _ESTABLISHED, _CLOSE_WAIT = "0A", "01", "08"
 _POLL_S = 0.02
 
 
-def drain(ports: Ports, server_pid: int, versions: Sequence[str], drain_file: Path) -> None:
+def drain(ports: Ports, server_pid: int, drain_file: Path) -> None:
     """Return when every accepted request has been answered, or after about six seconds if a worker hangs."""
     close_listener(server_pid, ports.inference)
-    _pass_queues(ports, versions, FINISH_S)
+    _pass_queues(ports, FINISH_S)
     drain_file.touch()
     deadline = time.monotonic() + LEAVE_S
     while time.monotonic() < deadline and _connections(server_pid, ports.inference):
         time.sleep(_POLL_S)
-    _pass_queues(ports, versions, FINISH_S / 3)
+    _pass_queues(ports, FINISH_S / 3)
 
 
 def close_listener(pid: int, port: int) -> bool:
@@ -75,13 +74,15 @@ def _shut_down(pid: int, descriptor: int) -> bool:
     return False
 
 
-def _pass_queues(ports: Ports, versions: Sequence[str], timeout_s: float) -> None:
+def _pass_queues(ports: Ports, timeout_s: float) -> None:
     def one(version: str) -> None:
         with suppress(requests.RequestException, RegistryError), Management(ports.url("management")) as management:
             pass_queue(management, version, timeout_s)
 
-    with ThreadPoolExecutor(max_workers=len(versions) or 1) as pool:
-        list(pool.map(one, versions))
+    with suppress(requests.RequestException, RegistryError), Management(ports.url("management")) as management:
+        versions = management.versions()
+        with ThreadPoolExecutor(max_workers=len(versions) or 1) as pool:
+            list(pool.map(one, versions))
 
 
 def _connections(pid: int, port: int) -> int:
