@@ -88,6 +88,14 @@ def test_retirement_interrupted_before_that_is_undone(file: RegistryFile) -> Non
     assert list(settled.registry.versions) == ["v1.0.0", VERSION]
 
 
+@pytest.mark.parametrize("verb", ["register", "promote", "reconcile"])
+def test_version_that_is_missing_after_another_change_is_not_retired(file: RegistryFile, verb: str) -> None:
+    leave_interrupted(file, verb, VERSION)
+    settled = Settled(file, PretendedServer(["v1.0.0"], "v1.0.0"))
+    assert settled.verbs == [("undo", VERSION)]
+    assert VERSION in settled.registry.versions
+
+
 def test_several_interrupted_changes_are_settled_together(file: RegistryFile) -> None:
     for verb, version in (("retire", VERSION), ("register", "v1.2.0")):
         leave_interrupted(file, verb, version)
