@@ -41,6 +41,11 @@ def test_without_a_registry_the_command_line_chooses(store: Path) -> None:
     assert found.settings() == dict.fromkeys(("v1.9.0", "v1.10.0"), load_profile("throughput"))
 
 
+def test_newest_of_the_named_versions_is_promoted(store: Path) -> None:
+    assert declare(Registry(), store, ["v1.10.0", "v1.9.0"]).promoted == "v1.10.0"
+    assert declare(Registry(), store, ["v1.9.0", "v1.2.0"]).promoted == "v1.9.0"
+
+
 def test_registry_rules_over_what_else_is_in_the_store(store: Path) -> None:
     registry = registered(registry_of("v1.2.0"), "v1.9.0", profile="throughput")
     found = declare(registry, store)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.lifecycle import endpoint as endpoint_module
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced, find_server, require_server
-from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from tests.elsewhere import FORK, ended, running, started
 
 LOOKERS = 16
@@ -176,6 +178,19 @@ def test_many_that_look_do_not_keep_a_server_from_announcing_itself(file: Regist
                 assert find_server(file) == endpoint()
     finally:
         lookers.stop()
+
+
+def test_server_waits_for_as_long_as_somebody_looks(file: RegistryFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_GLANCE_S", 0.02)
+    leave_killed_server(file)
+    with file.server_file.open("rb") as looked_at:
+        assert try_lock(looked_at.fileno(), shared=True)
+        release = threading.Timer(0.2, fcntl.flock, (looked_at.fileno(), fcntl.LOCK_UN))
+        release.start()
+        with announced(file) as announcement:
+            announcement.say(endpoint())
+            assert find_server(file) == endpoint()
+        release.join()
 
 
 def test_server_that_changes_what_it_says_is_found_all_the_time(file: RegistryFile) -> None:

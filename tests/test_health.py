@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,13 @@ def test_golden_observation_that_is_answered_wrongly_is_a_finding(file: Registry
     assert finding.startswith("v1.0.0: a golden observation was answered 500: ")
 
 
+def test_version_without_workers_is_not_asked_for_a_golden_observation(
+    file: RegistryFile, server: PretendedServer
+) -> None:
+    server.workers["v1.0.0"], server.golden_status = [], 503
+    assert check_health(file).findings == ("v1.0.0: 0 of 1 workers ready",)
+
+
 def test_golden_observation_without_an_answer_is_a_finding(
     file: RegistryFile, server: PretendedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,3 +176,26 @@ def test_promotion_that_ends_during_the_check_is_no_finding(
     monkeypatch.setattr(server, "answer", answer_and_promote)
     assert check_health(file) == GOOD
     assert file.read().promoted == "v1.1.0"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_version_whose_change_begins_or_ends_during_the_check_is_no_finding(
+    file: RegistryFile, server: PretendedServer, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    answer, change = server.answer, ExitStack()
+
+    def answer_and_change(method: str, path: str, query: str) -> tuple[int, object]:
+        before = answer(method, path, query)
+        if path.endswith("/all"):
+            if begins:
+                change.enter_context(intent(file, "retire", "v1.1.0"))
+            else:
+                change.close()
+        return before
+
+    if not begins:
+        change.enter_context(intent(file, "retire", "v1.1.0"))
+    server.workers["v1.1.0"] = []
+    monkeypatch.setattr(server, "answer", answer_and_change)
+    with change:
+        assert check_health(file) == GOOD

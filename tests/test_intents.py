@@ -138,6 +138,19 @@ def test_change_that_was_interrupted_just_before_the_next_claims_is_not_overwrit
         pytest.fail("an interrupted change was overwritten")
 
 
+def test_change_that_claims_while_the_one_before_it_ends_is_announced(
+    file: RegistryFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_late(descriptor: int) -> bool:
+        monkeypatch.undo()
+        (file.intents_directory / VERSION).unlink()
+        return intents.try_lock(descriptor)
+
+    monkeypatch.setattr(intents, "try_lock", lock_late)
+    with intent(file, "promote", VERSION, patience_s=30):
+        assert [change.verb for change in under_way(file)] == ["promote"]
+
+
 @pytest.mark.parametrize("content", [b"not JSON", b"[]", b'{"verb": "retire"}', b"\xff"])
 def test_intent_that_cannot_be_read_is_still_one(file: RegistryFile, content: bytes) -> None:
     leave_interrupted(file, "retire", VERSION)

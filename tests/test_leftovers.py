@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,8 +83,10 @@ def test_process_that_ends_by_itself_in_time_is_not_killed(
 ) -> None:
     monkeypatch.setattr(leftovers, "_END_TIMEOUT_S", 30)
     worker = run(WORKER, "--sock-name", tmp_path / "tmp" / ".ts.sock.9000")
-    worker.terminate()
+    end = threading.Timer(0.3, worker.terminate)
+    end.start()
     end_processes(killed(tmp_path))
+    end.join()
     assert worker.wait(5) == -15
 
 

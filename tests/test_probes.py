@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,6 +167,13 @@ def test_probes_are_answered_at_once_also_while_a_check_hangs(probed: Probed) ->
         with ThreadPoolExecutor(16) as pool:
             statuses = list(pool.map(lambda _: probed.ask("/startupz").status_code, range(200)))
         assert statuses == [200] * 200
+
+
+def test_client_that_says_nothing_does_not_keep_others_from_an_answer(probed: Probed) -> None:
+    with probed.running():
+        probed.find(GOOD)
+        with socket.create_connection(("127.0.0.1", int(probed._url.rpartition(":")[2]))):
+            assert requests.get(f"{probed._url}/readyz", timeout=5).status_code == 200
 
 
 def test_port_is_free_after_the_probes_have_ended(probed: Probed) -> None:

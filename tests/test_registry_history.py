@@ -143,6 +143,24 @@ def test_rollback_to_a_version_that_was_never_promoted_can_be_rolled_back() -> N
     assert (registry.promoted, registry.rollback_target()) == ("v1.1.0", "v1.0.0")
 
 
+def test_promoting_the_promoted_version_again_changes_nothing_for_rollbacks() -> None:
+    registry = changed(registry_of("v1.0.0", "v1.1.0"), "promote", "v1.1.0")
+    assert changed(registry, "promote", "v1.1.0").rollback_target() == "v1.0.0"
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+@pytest.mark.parametrize("version", ["v1.0.0", "v1.1.0", "v1.2.0"])
+def test_promotion_and_rollback_end_a_split(verb: str, version: str) -> None:
+    registry = changed(registry_of("v1.0.0", "v1.1.0", "v1.2.0"), "promote", "v1.1.0")
+    split = changed(registry, "split", shares={"v1.0.0": 50, "v1.1.0": 50})
+    assert changed(split, verb, version).split is None
+
+
+def test_promoted_version_is_not_retired_without_a_split_either() -> None:
+    with pytest.raises(ValueError, match=r"retires v1\.0\.0 while it is promoted"):
+        changed(registry_of("v1.0.0", "v1.1.0"), "retire", "v1.0.0")
+
+
 def test_version_can_be_registered_again_after_it_was_retired() -> None:
     registry = changed(registry_of("v1.0.0", "v1.1.0"), "promote", "v1.1.0")
     again = registered(changed(registry, "retire", "v1.0.0"), "v1.0.0")

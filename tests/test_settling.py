@@ -88,6 +88,30 @@ def test_retirement_interrupted_before_that_is_undone(file: RegistryFile) -> Non
     assert list(settled.registry.versions) == ["v1.0.0", VERSION]
 
 
+def test_version_that_is_missing_after_another_change_is_not_retired(file: RegistryFile) -> None:
+    leave_interrupted(file, "promote", VERSION)
+    settled = Settled(file, PretendedServer(["v1.0.0"], "v1.0.0"))
+    assert settled.verbs == [("undo", VERSION)]
+    assert VERSION in settled.registry.versions
+
+
+@pytest.mark.parametrize(
+    ("verb", "version"),
+    [("register", VERSION), ("promote", "v1.0.0"), ("rollback", "v1.0.0"), ("retire", "v0.9.0"), ("split", VERSION)],
+)
+def test_change_that_was_recorded_before_its_command_was_killed_holds(
+    file: RegistryFile, verb: str, version: str
+) -> None:
+    leave_interrupted(file, verb, version)
+    settled = Settled(file, PretendedServer(["v1.0.0", VERSION], "v1.0.0"))
+    assert (settled.writes, settled.verbs, under_way(file)) == ([], [], [])
+
+
+def test_promoted_version_that_the_server_has_lost_is_left_to_reconcile(file: RegistryFile) -> None:
+    leave_interrupted(file, "promote", VERSION)
+    assert Settled(file, PretendedServer([VERSION], VERSION)).writes == []
+
+
 def test_several_interrupted_changes_are_settled_together(file: RegistryFile) -> None:
     for verb, version in (("retire", VERSION), ("register", "v1.2.0")):
         leave_interrupted(file, verb, version)
@@ -96,11 +120,11 @@ def test_several_interrupted_changes_are_settled_together(file: RegistryFile) ->
     assert settled.writes == ["promote v1.0.0", "unregister v1.2.0"]
 
 
-@pytest.mark.parametrize("verb", ["register", "promote", "retire"])
-def test_without_a_server_an_interrupted_change_is_only_noted(file: RegistryFile, verb: str) -> None:
-    leave_interrupted(file, verb, VERSION)
+@pytest.mark.parametrize(("verb", "version"), [("register", "v1.2.0"), ("promote", VERSION), ("retire", VERSION)])
+def test_without_a_server_an_interrupted_change_is_only_noted(file: RegistryFile, verb: str, version: str) -> None:
+    leave_interrupted(file, verb, version)
     settled = Settled(file, None)
-    assert settled.verbs == [("undo", VERSION)]
+    assert settled.verbs == [("undo", version)]
     assert under_way(file) == []
     assert changed(settled.registry, "promote", VERSION).promoted == VERSION
 

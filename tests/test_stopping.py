@@ -151,7 +151,7 @@ def metrics(**counts: int) -> str:
 def test_version_is_unused_when_nobody_asks_for_it_though_others_are_asked(
     pretended: PretendedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = (metrics(v1_0_0=3, v1_0_00=number, default=number, v11_0_0=number) for number in range(10_000))
+    pages = (metrics(v1_0_00=number, v1_0_0=3, default=number, v11_0_0=number) for number in range(10_000))
     monkeypatch.setattr(pretended, "answer", lambda *_: (200, next(pages)))
     wait_until_unused(pretended.url, "v1.0.0", 0)
 

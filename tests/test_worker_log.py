@@ -29,10 +29,10 @@ def test_only_what_the_version_s_workers_say_from_now_on_counts(tmp_path: Path) 
     log = WorkerLog(path, "v1.2.3")
     assert not log.has_failed()
     assert log.last_words() == "its workers said nothing"
-    with path.open("a") as file:
-        file.write(line("v1.2.30", REFUSAL) + line("v1.2.3", "loading") + line("v1.2.3", "half \xff", "stderr")[:-2])
+    with path.open("ab") as file:
+        file.write((line("v1.2.30", REFUSAL) + line("v1.2.3", "half a character: é", "stderr")).encode()[:-2])
     assert not log.has_failed()
-    assert log.last_words().endswith("half ")
+    assert log.last_words().endswith("half a character: \ufffd")
     with path.open("a") as file:
         file.write("\n" + line("v1.2.3", REFUSAL) + line("v1.2.3", DEATH))
     assert log.has_failed()

@@ -50,7 +50,9 @@ def pass_queue(management: Management, version: str, timeout_s: float) -> bool:
         if remaining <= 0:
             return False
         pid = management.barrier(version, remaining)
-        if pid is not None:
+        if pid is None:
+            time.sleep(_POLL_S)
+        else:
             done.add(pid)
 
 

@@ -16,8 +16,7 @@ from carla_policy_tools.configuration import Ports
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 
 _GLANCE_S = 1.0
-"""Commands that look for a server hold a lock for an instant; a server that starts waits for them so long, and they for
-one that is changing what it says."""
+"""So long a server that starts waits for another one to end, and who looks for one that is changing what it says."""
 
 State = Literal["starting", "ready", "draining"]
 
@@ -71,7 +70,7 @@ def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
     try:
         deadline = time.monotonic() + _GLANCE_S
         while not try_lock(descriptor):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and _is_locked(path):
                 raise RegistryError(
                     f"{registry_file.path}: a server serves this registry already; stop it, or name another --registry"
                 )
@@ -93,9 +92,9 @@ def find_server(registry_file: RegistryFile) -> Endpoint | None:
     """The server that serves this registry, or none if none is running."""
     path = registry_file.server_file
     deadline = time.monotonic() + _GLANCE_S
-    while _is_locked(path):
+    while _is_filled(path) and _is_locked(path):
         found = _read(path)
-        if found or path.stat().st_size == 0 or time.monotonic() > deadline:
+        if found or time.monotonic() > deadline:
             return found
         time.sleep(POLL_S)
     return None
@@ -111,7 +110,14 @@ def require_server(registry_file: RegistryFile) -> Endpoint:
     return endpoint
 
 
+def _is_filled(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size > 0
+    return False
+
+
 def _is_locked(path: Path) -> bool:
+    """Whether a server has the file; others who only look at this moment do not count."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         return not try_lock(file.fileno(), shared=True)
     return False

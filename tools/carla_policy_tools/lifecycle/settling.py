@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from carla_policy_tools.lifecycle.events import Event, Verb
-from carla_policy_tools.lifecycle.intents import interrupted
+from carla_policy_tools.lifecycle.intents import Intent, interrupted
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
@@ -22,29 +22,33 @@ def _settle(registry_file: RegistryFile, registry: Registry, management: Managem
     version has already been unregistered, its retirement is recorded instead: nobody can ask it any more.
     """
     with interrupted(registry_file) as intents:
-        if not intents:
-            return registry
         events: list[Event] = []
-        served = management.versions() if management else None
         for begun in intents:
-            version = begun.version
-            declared = version in registry.versions
-            verb: Verb = "undo"
-            if management and served is not None:
-                with management.candidate(version) as candidate:
-                    candidate.unregister(version)
-                if version in served and not declared:
-                    _make_promoted(management, registry)
-                    management.unregister(version)
-                elif declared and version not in served and begun.verb == "retire":
-                    verb = "retire"
-                _make_promoted(management, registry)
-            events.append(registry.event(verb, version, offset=len(events) + 1, reason=f"interrupted: {begun}"))
-        registry = registry.after(*events)
-        registry_file.write(registry)
+            verb = _take_back(management, registry, begun) if management else "undo"
+            if not _holds(registry, begun):
+                reason = f"interrupted: {begun}"
+                events.append(registry.event(verb, begun.version, offset=len(events) + 1, reason=reason))
+        if events:
+            registry = registry.after(*events)
+            registry_file.write(registry)
     return registry
 
 
-def _make_promoted(management: Management, registry: Registry) -> None:
-    if registry.promoted and management.default() != registry.promoted:
+def _holds(registry: Registry, begun: Intent) -> bool:
+    """Whether the registry is as after the change: its command was killed when all was done, or changes no more."""
+    declared, promoted = begun.version in registry.versions, registry.promoted == begun.version
+    done = {"register": declared, "retire": not declared, "promote": promoted, "rollback": promoted}
+    return done.get(begun.verb, begun.verb in ("split", "reconcile"))
+
+
+def _take_back(management: Management, registry: Registry, begun: Intent) -> Verb:
+    """Make the server what is declared, as far as one change goes; what that comes to in the history."""
+    version = begun.version
+    declared, served = version in registry.versions, management.versions()
+    with management.candidate(version) as candidate:
+        candidate.unregister(version)
+    if registry.promoted in served and management.default() != registry.promoted:
         management.set_default(registry.promoted)
+    if version in served and not declared:
+        management.unregister(version)
+    return "retire" if declared and version not in served and begun.verb == "retire" else "undo"
