@@ -23,6 +23,8 @@ from tests.conftest import SHIPPED
 
 PACE = Pace(rate=100.0, timeout_s=60.0)
 """A slow answer is no loss here."""
+SEED = 3
+"""Its first kills are of a command and of a server."""
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,8 @@ def check(report: Report, faults: int | None = None) -> None:
 
 
 def test_versions_come_and_go_without_a_loss(archives: Archives) -> None:
-    report = cycling.run(archives, cycles=2, pace=PACE, quiet_s=0)
-    check(report, 2)
+    report = cycling.run(archives, cycles=1, pace=PACE, quiet_s=0)
+    check(report, 1)
     assert report.load.requests > 100
 
 
@@ -51,11 +53,6 @@ def test_stop_answers_what_was_sent_and_refuses_what_comes_later(archives: Archi
     check(stopping.run(archives, signals=[signal.SIGTERM], pace=PACE, quiet_s=0), 1)
 
 
-def test_broken_versions_are_refused_unnoticed(archives: Archives) -> None:
-    kinds = ["raises at import", "answers differently"]
-    check(breaking.run(archives, kinds=kinds, pace=PACE, quiet_s=0), 2)
-
-
 def test_operators_at_once_leave_what_the_history_says(archives: Archives) -> None:
     report = operating.run(archives, versions=SHIPPED, operators=4, seconds=5, pace=PACE, quiet_s=0)
     check(report)
@@ -63,7 +60,7 @@ def test_operators_at_once_leave_what_the_history_says(archives: Archives) -> No
 
 
 def test_kills_leave_nothing_half_done(archives: Archives) -> None:
-    check(killing.run(archives, kills=3, seed=1, pace=PACE), 3)
+    check(killing.run(archives, kills=2, seed=SEED, pace=PACE), 2)
 
 
 def test_health_tells_failures_and_is_never_green_too_early(archives: Archives) -> None:
@@ -80,15 +77,19 @@ def test_kill_points_cover_every_target_during_every_verb_and_repeat_by_seed() -
 
 
 def test_a_drill_as_a_command_reports_in_json_and_by_its_exit_status() -> None:
+    """Here: a version that passes all checks and answers differently on the server is refused, unnoticed."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.drills"]
-    options = ["broken", "--kind", "truncated model", "--rate", "50", "--quiet", "0", "--timeout", "60", "--json"]
+    options = ["broken", "--kind", "answers differently", "--rate", "50", "--quiet", "0", "--timeout", "60", "--json"]
     result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False, cwd=PROJECT)
     report = json.loads(result.stdout)
-    assert result.returncode == (0 if report["passed"] else 1), result.stderr
     assert (report["drill"], report["faults"], report["broken"]) == ("broken", 1, [])
-    assert set(KINDS) == set(breaking.REASONS)
+    assert result.returncode == (0 if report["passed"] else 1), result.stderr
     unknown = subprocess.run([*command, "nothing"], capture_output=True, timeout=60, check=False, cwd=PROJECT)
     assert unknown.returncode == 2
+
+
+def test_every_kind_of_damage_has_a_reason_that_register_must_tell() -> None:
+    assert set(KINDS) == set(breaking.REASONS)
 
 
 def sent(start: float, end: float, version: str, outcome: str = "200", right: bool = True) -> Sent:

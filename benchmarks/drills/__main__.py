@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.archives import SOURCES, Archives, build_archives
+from benchmarks.archives import FIRST, SECOND, Archives, build_archives
 from benchmarks.drills import ailing, breaking, cycling, flipping, killing, operating, stopping
 from benchmarks.drills.damage import KINDS
 from benchmarks.drills.report import Report
@@ -98,7 +98,7 @@ def broken(
     if unknown := set(kinds) - set(KINDS):
         raise typer.BadParameter(f"{', '.join(unknown)}: expected one of {', '.join(KINDS)}")
     pace = Pace(rate, timeout_s=timeout)
-    _run(lambda archives: breaking.run(archives, kinds=kinds, pace=pace, quiet_s=quiet), as_json)
+    _run(lambda archives: breaking.run(archives, kinds=kinds, pace=pace, quiet_s=quiet), as_json, [FIRST])
 
 
 @app.command()
@@ -121,6 +121,7 @@ def operators(
             archives, operators=operators, seconds=seconds, seed=seed, pace=pace, quiet_s=quiet
         ),
         as_json,
+        operating.VERSIONS,
     )
 
 
@@ -144,10 +145,10 @@ def health(
     _run(lambda archives: ailing.run(archives, rounds=rounds), as_json)
 
 
-def _run(drill: Callable[[Archives], Report], as_json: bool) -> None:
+def _run(drill: Callable[[Archives], Report], as_json: bool, versions: Sequence[str] = (FIRST, SECOND)) -> None:
     with tempfile.TemporaryDirectory(prefix="drill-archives-") as directory:
         with err.status("building archives"):
-            archives = build_archives(Path(directory), tuple(SOURCES))
+            archives = build_archives(Path(directory), versions)
         with err.status("drilling"):
             report = drill(archives)
     if as_json:

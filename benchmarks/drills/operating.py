@@ -38,7 +38,7 @@ def run(
     outcomes: list[Outcome] = []
     with Rig(archives, versions) as rig, rig.serve(FIRST) as server:
         with Load(server.base, archives.questions, pace=pace) as load:
-            load.wait_answered(round(pace.rate), timeout_s=30)
+            load.wait_answered(round(pace.rate), timeout_s=60)
             quiet = time.monotonic()
             time.sleep(quiet_s)
             start = time.monotonic()
