@@ -1,4 +1,4 @@
-"""How long until the first action: `python benchmarks/startup.py --runs 5`.
+"""How long until the first action: `python -m benchmarks.startup --runs 5`.
 
 Each run starts `carla-policy serve` on free ports with every archive in the model store, and takes the time from
 launch to ready (every worker of every version has passed its self-test) and to the first answer. Printed is the
@@ -9,34 +9,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.servers import ServeProcess
 from carla_policy_tools.client import golden_observations, predict, request_body
 from carla_policy_tools.paths import MODEL_STORE, archive_name
 
 
 def start_once(store: Path, profile: str) -> tuple[float, float, int]:
     """Seconds from launch to ready and to the first answer, and how many versions were served."""
-    command = [str(Path(sys.executable).with_name("carla-policy")), "serve", "--json", "--port", "0"]
-    started = time.perf_counter()
-    with subprocess.Popen(
-        [*command, "--store", str(store), "--profile", profile], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            ready = json.loads(process.stdout.readline())
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.perf_counter()
+        with ServeProcess(store, "--profile", profile, registry=Path(scratch, "registry.json")) as server:
             ready_s = time.perf_counter() - started
-            observation = golden_observations(store / archive_name(ready["promoted"]))[0][:1]
-            predict(ready["inference"], None, json.dumps(request_body(observation)).encode())
-            return ready_s, time.perf_counter() - started, len(ready["versions"])
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            observation = golden_observations(store / archive_name(server.ready["promoted"]))[0][:1]
+            predict(server.base, None, json.dumps(request_body(observation)).encode())
+            return ready_s, time.perf_counter() - started, len(server.ready["versions"])
 
 
 def main() -> None:
