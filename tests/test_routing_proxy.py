@@ -278,16 +278,18 @@ def test_a_kept_connection_gets_one_more_answer_while_the_proxy_stops(upstream: 
         stopping.join()
 
 
-def test_the_proxy_ends_with_its_parent(upstream: FakeUpstream) -> None:
+def test_the_proxy_ends_with_its_parent(upstream: FakeUpstream, tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
+        "from pathlib import Path\n"
         "from carla_policy_tools.routing.proxy import Proxy\n"
         "from carla_policy_tools.routing.routes import Routes\n"
-        "with Proxy(sys.argv[1], Routes('v0.1.0')) as proxy:\n"
+        "with Proxy(sys.argv[1], Routes('v0.1.0'), run_dir=Path(sys.argv[2])) as proxy:\n"
         "    print(proxy.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, upstream.address], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", code, upstream.address, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         os.kill(parent.pid, signal.SIGKILL)
@@ -297,8 +299,10 @@ def test_the_proxy_ends_with_its_parent(upstream: FakeUpstream) -> None:
 
 def test_a_port_that_is_taken_is_named(upstream: FakeUpstream) -> None:
     taken = int(upstream.address.rpartition(":")[2])
+    proxy = Proxy(upstream.address, Routes(OLD), port=taken)
     with pytest.raises(OSError, match=f"port {taken} on 127.0.0.1 cannot be used.*--port"):
-        Proxy(upstream.address, Routes(OLD), port=taken).start()
+        proxy.__enter__()
+    assert not proxy.run_dir.exists()
 
 
 def test_each_prediction_leaves_a_record(upstream: FakeUpstream, proxy: Proxy, vehicle: Vehicle) -> None:

@@ -220,6 +220,28 @@ def test_a_guard_whose_time_is_up_without_a_finding_ends_well(options: list[str]
     run("split", "--off", *options)
 
 
+def test_a_second_proxy_is_refused_and_what_a_killed_one_left_is_removed(
+    options: list[str], proxy: str, registry_file: RegistryFile, tmp_path: Path
+) -> None:
+    assert proxy
+    code, _, error = Command("proxy", "--port", "0", *options).end()
+    assert (code, "follows this registry already" in error) == (1, True)
+    other = RegistryFile(tmp_path / "registry.json", registry_file.store)
+    other.write(registry_file.read())
+    other.server_file.symlink_to(registry_file.server_file)
+    where = ["--store", str(other.store), "--registry", str(other.path)]
+    killed = Command("proxy", "--port", "0", *where)
+    left = Path(killed.first()["stats_socket"]).parent
+    (haproxy,) = psutil.Process(killed.process.pid).children()
+    killed.end(signal.SIGKILL)
+    haproxy.wait(10)
+    assert left.exists()
+    following = Command("proxy", "--port", "0", *where)
+    assert following.first()["promoted"] == other.read().promoted
+    assert not left.exists()
+    assert following.end(signal.SIGTERM)[0] == 0
+
+
 @pytest.mark.parametrize("verb", [["shadow", OLD], ["guard"]])
 def test_without_a_proxy_the_reason_is_one_line(
     server: ServeProcess, store: Path, tmp_path: Path, verb: list[str]

@@ -7,6 +7,7 @@ times a second, and says beside the registry what is in force.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from carla_policy_tools.lifecycle.endpoint import find_server, require_server
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from carla_policy_tools.lifecycle.status import profiles_of
-from carla_policy_tools.routing.proxy import Proxy
+from carla_policy_tools.routing.proxy import RUN_DIRECTORY_PREFIX, Proxy
 from carla_policy_tools.routing.routes import Routes
 
 POLL_S = 0.1
@@ -194,11 +195,15 @@ def _wanted_share(path: Path) -> int:
 
 @contextmanager
 def _announced(registry_file: RegistryFile) -> Iterator[Callable[[ProxyState], None]]:
-    """Be the one proxy of a registry; `RegistryError` if another one is."""
+    """Be the one proxy of a registry, and remove what one that was killed left; `RegistryError` if another one is."""
     with os.fdopen(os.open(state_file(registry_file), os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         if not lock(file.fileno()):
             raise RegistryError(f"{registry_file.path}: a proxy follows this registry already; stop it first")
-        os.ftruncate(file.fileno(), 0)  # what a killed proxy left is not true of this one
+        with suppress(ValidationError):
+            killed = ProxyState.model_validate_json(file.read()).stats_socket.parent
+            if killed.name.startswith(RUN_DIRECTORY_PREFIX):
+                shutil.rmtree(killed, ignore_errors=True)
+        os.ftruncate(file.fileno(), 0)
 
         def announce(state: ProxyState) -> None:
             data = state.model_dump_json().encode()

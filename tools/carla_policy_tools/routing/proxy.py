@@ -35,6 +35,7 @@ IDLE_S = 1.0
 """A stopping proxy waits this long for a last request on connections that are kept open."""
 SERVER_TIMEOUT_S = 60
 POLL_INTERVAL_S = 0.01
+RUN_DIRECTORY_PREFIX = "carla-policy-proxy-"
 MAX_SOCKET_DIRECTORY = 80
 """Its sockets are below the run directory, and a socket's path may have 107 bytes."""
 
@@ -63,13 +64,13 @@ class Proxy:
         self._upstream = _host_and_port(upstream)
         self._port = port
         self._server_timeout_s = server_timeout_s
-        self._owns_directory = run_dir is None
-        self.run_dir = run_dir.resolve() if run_dir else Path(tempfile.mkdtemp(prefix="carla-policy-proxy-"))
+        self._given_directory = run_dir
+        self.run_dir = Path()
+        """Of the running proxy."""
         self._map = RouteMap()
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: list[Thread] = []
         self._output: deque[str] = deque(maxlen=50)
-        self.runtime = RuntimeApi(self.stats_socket)
         self.routes = routes
 
     def __enter__(self) -> Self:
@@ -98,6 +99,10 @@ class Proxy:
         return self._process.pid if self._process else None
 
     @property
+    def runtime(self) -> RuntimeApi:
+        return RuntimeApi(self.stats_socket)
+
+    @property
     def stats_socket(self) -> Path:
         return self.run_dir / "runtime.sock"
 
@@ -114,6 +119,8 @@ class Proxy:
     def start(self) -> None:
         """Start HAProxy; returns when it takes requests."""
         haproxy = find_haproxy()
+        given = self._given_directory
+        self.run_dir = given.resolve() if given else Path(tempfile.mkdtemp(prefix=RUN_DIRECTORY_PREFIX))
         if len(str(self.run_dir)) > MAX_SOCKET_DIRECTORY:
             raise ProxyError(f"{self.run_dir}: too long a path for the proxy's sockets; choose a shorter directory")
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -186,7 +193,7 @@ class Proxy:
                 process.kill()
                 process.wait()
         self._join_readers()
-        if self._owns_directory:
+        if self._given_directory is None and self.run_dir.name.startswith(RUN_DIRECTORY_PREFIX):
             shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _wait_ready(self) -> None:
