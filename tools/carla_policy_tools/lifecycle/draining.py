@@ -11,14 +11,28 @@ from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import MODEL_NAME
 
-QUIET_S = 0.3
+QUIET_S = 1.0
 """So long must nobody have asked a version by its own URL before it is taken away."""
 
 _POLL_S = 0.05
 
 
-def wait_until_unused(metrics_url: str, version: str, timeout_s: float) -> None:
-    """Return when no request has named `version` for a while; `RegistryError` if that does not happen in time."""
+def drain(management: Management, metrics_url: str, version: str, timeout_s: float) -> None:
+    """Return when nobody asks `version` by name and it has done all its work; `RegistryError` if not in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        count = wait_until_unused(metrics_url, version, deadline - time.monotonic())
+        if not pass_queue(management, version, max(deadline - time.monotonic(), 1.0)):
+            raise RegistryError(f"{version}: has not finished its work within {timeout_s:g} s; --force gives it up")
+        if _requests_of(metrics_url, version) == count:
+            return
+
+
+def wait_until_unused(metrics_url: str, version: str, timeout_s: float) -> str:
+    """Return when no request has named `version` for a while, with TorchServe's count of those that ever did.
+
+    `RegistryError` if that does not happen within `timeout_s`.
+    """
     deadline = time.monotonic() + timeout_s
     seen, since = _requests_of(metrics_url, version), time.monotonic()
     while time.monotonic() - since < QUIET_S:
@@ -31,6 +45,7 @@ def wait_until_unused(metrics_url: str, version: str, timeout_s: float) -> None:
                     "requests; point them elsewhere first, or retire it with --force"
                 )
             seen, since = count, time.monotonic()
+    return seen
 
 
 def pass_queue(management: Management, version: str, timeout_s: float) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
-from carla_policy_tools.lifecycle.draining import pass_queue, wait_until_unused
-from carla_policy_tools.lifecycle.endpoint import Endpoint, find_server
+from carla_policy_tools.lifecycle.draining import drain
+from carla_policy_tools.lifecycle.endpoint import find_server
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import check_registered
@@ -39,7 +37,7 @@ def retire(
         check_can_retire(settle(registry_file, management), version)
         with intent(registry_file, "retire", version):
             if not force:
-                _drain(management, endpoint, version, timeout_s)
+                drain(management, endpoint.ports.url("metrics"), version, timeout_s)
             with registry_file.locked() as registry:
                 check_can_retire(registry, version)
                 management.unregister(version)
@@ -56,13 +54,6 @@ def check_can_retire(registry: Registry, version: str) -> None:
         raise RegistryError(
             f"{version}: has {(registry.split or {})[version]} % of the traffic; change the split first"
         )
-
-
-def _drain(management: Management, endpoint: Endpoint, version: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    wait_until_unused(endpoint.ports.url("metrics"), version, timeout_s)
-    if not pass_queue(management, version, max(deadline - time.monotonic(), 1.0)):
-        raise RegistryError(f"{version}: has not finished its work within {timeout_s:g} s; --force gives it up")
 
 
 def _record(registry_file: RegistryFile, registry: Registry, version: str, reason: str) -> Registry:
