@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.options import Json
 from carla_policy_tools.paths import naming
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def keygen(
@@ -59,3 +58,6 @@ def sign(
             out.print(f"signed {archive} by {signer.key_id}; signatures: {', '.join(signatures)}")
     if as_json:
         print_json({"signed": results})
+
+
+VERBS = (keygen, sign)

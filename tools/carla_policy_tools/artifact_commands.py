@@ -1,0 +1,120 @@
+"""The verbs about artifacts and archives: `carla-policy build`, `verify`, `seal` and `init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from carla_policy_tools.console import err, out, parity_table, print_json
+from carla_policy_tools.options import Json, Store
+from carla_policy_tools.paths import MODEL_STORE, naming
+
+
+def build(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact directories, each named like its version.")],
+    store: Store = MODEL_STORE,
+    sign_with: Annotated[
+        Path | None, typer.Option("--sign", help="Private key to sign the archives with, as `keygen` wrote it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pack artifacts into archives, verify each in a process of its own, and sign them if a key is given.
+
+    Example: `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0 --sign release.key`
+    """
+    from carla_policy_tools.build import build as build_archive
+    from carla_policy_tools.keys import load_signing_key
+
+    signing_key = load_signing_key(sign_with) if sign_with else None
+    results = []
+    for artifact in artifacts:
+        with err.status(f"building {artifact}"), naming(artifact):
+            result = build_archive(artifact, store, signing_key)
+        results.append(
+            {**result.verification.to_json(), "unchanged": result.unchanged, "not_compiled": result.not_compiled}
+        )
+        if not as_json:
+            _print_verification(results[-1], "unchanged" if result.unchanged else "built")
+    if as_json:
+        print_json({"builds": results})
+
+
+def verify(
+    archives: Annotated[list[Path], typer.Argument(help="Archive files, `carla_policy-<version>.mar`.")],
+    keys: Annotated[
+        list[Path] | None, typer.Option("--key", help="Public key; one of those given must have signed the archives.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check archives alone: bytes, digests, card, signature, and a replay of the golden vectors in a fresh process.
+
+    Example: `carla-policy verify model_store/carla_policy-v0.2.0.mar --key release.pub`
+    """
+    from carla_policy_tools.build import verify as verify_archive
+    from carla_policy_tools.keys import load_public_keys
+
+    trusted_keys = load_public_keys(keys or ())
+    results = []
+    for archive in archives:
+        with err.status(f"verifying {archive}"), naming(archive):
+            results.append(verify_archive(archive, trusted_keys=trusted_keys).to_json())
+        if not as_json:
+            _print_verification(results[-1], "verified")
+    if as_json:
+        print_json({"verified": results})
+
+
+def seal(artifact: Annotated[Path, typer.Argument(help="Artifact directory.")], as_json: Json = False) -> None:
+    """Write the digests of all files into the model card, after an edit that was meant.
+
+    Example: `carla-policy seal artifacts/v0.2.0`
+    """
+    from carla_policy_tools.artifact import seal as seal_artifact
+
+    with naming(artifact):
+        card = seal_artifact(artifact)
+    if as_json:
+        print_json({"sealed": str(artifact), "version": card.version, "card_hash": card.card_hash})
+    else:
+        out.print(f"sealed {artifact} ({card.version})")
+
+
+def init(
+    card: Annotated[Path, typer.Argument(help="File to write.")],
+    head: Annotated[str, typer.Option(help="What the network's outputs mean, such as gaussian or categorical.")],
+    sensors: Annotated[int, typer.Option(help="Numbers of the observation beside speed and steering.", min=0)],
+    layout: Annotated[str, typer.Option(help="Dimensions of a continuous action, in order.")] = "acceleration,steer",
+    state_size: Annotated[int, typer.Option(help="Numbers of a recurrent network's state.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a commented model card to fill in, for `export torch`, `onnx`, `torchscript` and `pt2`.
+
+    Example: `carla-policy init card.yaml --head gaussian --sensors 28 --layout throttle,brake,steer`
+    """
+    from carla_policy_tools.export.template import card_template
+
+    names = [part.strip() for part in layout.split(",")]
+    text = card_template(sensors=sensors, head=head, layout=names, state_size=state_size)
+    with card.open("x") as file:
+        file.write(text)
+    if as_json:
+        print_json({"card": str(card)})
+    else:
+        out.print(f"wrote {card}; replace what is marked with <-, then pass it to `carla-policy export ... --card`")
+
+
+VERBS = (build, verify, seal, init)
+
+
+def _print_verification(result: dict[str, Any], verb: str) -> None:
+    out.print(f"{verb} {result['archive']}  {result['digest'][:19]}")
+    if result["signed_by"]:
+        out.print(f"  signed by {', '.join(result['signed_by'])}")
+    if result.get("not_compiled"):
+        out.print(f"  preprocessor: scikit-learn in the worker, slower: {result['not_compiled']}")
+    else:
+        out.print(f"  preprocessor: {result['preprocessor']}")
+    out.print(f"  {result['vectors']} golden vectors replayed ({result['gate']}):")
+    out.print(parity_table(result["stages"]))

@@ -1,0 +1,152 @@
+"""The verbs about a server: `carla-policy serve` and `predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carla_policy.version import parse_version
+from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.options import Json, Registry, Store
+from carla_policy_tools.paths import MODEL_STORE, archive_name
+
+
+def serve(
+    versions: Annotated[
+        list[str] | None,
+        typer.Argument(help="Versions for a new registry (all in the store by default), or to add to one."),
+    ] = None,
+    promote: Annotated[
+        str | None, typer.Option(help="With a new registry: version that answers where none is named; else the newest.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A profile in config/profiles, or a .yaml file of your own. At first: realtime.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port for predictions; 0 takes free ports.", min=0, max=65535)] = 8080,
+    management_port: Annotated[
+        int | None, typer.Option(help="Port for management; the next one by default.", min=0, max=65535)
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for metrics; the next but one by default.", min=0, max=65535)
+    ] = None,
+    health_port: Annotated[
+        int | None, typer.Option(help="Port for /livez and /readyz; the third after it by default.", min=0, max=65535)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
+    ] = None,
+    store: Store = MODEL_STORE,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Serve what the registry declares on this machine: ready when every worker is, until Ctrl-C.
+
+    Without a registry, one is made of the versions in the store. Afterwards `register`, `promote`, `rollback` and
+    `retire` change it, and every start obeys it.
+
+    Example: `carla-policy serve --port 9080`
+    """
+    from carla_policy_tools import serving
+    from carla_policy_tools.client import curl_command, golden_observations, request_body
+    from carla_policy_tools.configuration import choose_ports
+    from carla_policy_tools.lifecycle.declaring import Declaration
+    from carla_policy_tools.lifecycle.endpoint import Endpoint
+    from carla_policy_tools.lifecycle.registry import RegistryFile
+
+    request = serving.Request(
+        registry_file=RegistryFile.of(store, registry),
+        ports=lambda: choose_ports(port, management_port, metrics_port, health_port),
+        versions=versions or (),
+        promote=promote,
+        profile=profile,
+        run_dir=run_dir,
+    )
+    status = err.status("starting")
+
+    def on_start(declaration: Declaration) -> None:
+        status.update(f"starting {', '.join(declaration.profiles)}")
+        for notice in declaration.notices:
+            err.print(f"note: {notice}", markup=False)
+
+    def on_ready(declaration: Declaration, endpoint: Endpoint) -> None:
+        status.stop()
+        if as_json:
+            print_json(serving.describe(declaration, endpoint))
+            return
+        promoted = declaration.promoted
+        observations, recurrent = golden_observations(endpoint.store / archive_name(promoted))
+        out.print(f"ready: {', '.join(declaration.profiles)}; promoted: {promoted}; profile: {endpoint.profile}")
+        for kind in ("inference", "management", "metrics", "health"):
+            out.print(f"  {kind:<11}{endpoint.ports.url(kind)}")
+        out.print(f"  logs       {endpoint.log_file}")
+        out.print("try:")
+        body = request_body(observations[:1], episode_start=recurrent)
+        out.print(curl_command(endpoint.ports.url("inference"), promoted, body), markup=False)
+        out.print("stop with Ctrl-C")
+
+    def on_trouble(reason: str) -> None:
+        err.print(f"a worker has failed, the other versions are served on: {reason}", markup=False)
+
+    with status:
+        serving.serve(request, on_start=on_start, on_ready=on_ready, on_trouble=on_trouble)
+    if not as_json:
+        err.print("stopped")
+
+
+def predict(
+    version: Annotated[str | None, typer.Argument(help="Version to ask; the promoted one by default.")] = None,
+    url: Annotated[str, typer.Option(help="Base URL for predictions.")] = "http://127.0.0.1:8080",
+    file: Annotated[
+        Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
+    ] = None,
+    golden: Annotated[
+        int | None,
+        typer.Option(help="Without a file: which golden observation to send; the first by default.", min=0),
+    ] = None,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of a stochastic answer.", min=0)] = None,
+    store: Store = MODEL_STORE,
+    as_json: Json = False,
+) -> None:
+    """Send an observation to a running server and print the action.
+
+    Examples: `carla-policy predict`, `carla-policy predict v0.1.0 --golden 7 --stochastic --seed 42`,
+    `carla-policy predict --file request.json`
+    """
+    from carla_policy_tools import client
+
+    asked = parse_version(version) if version else None
+    url = url if "://" in url else f"http://{url}"
+    if file and (golden is not None or stochastic or seed is not None):
+        raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
+    if seed is not None and not stochastic:
+        raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
+    if file:
+        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    else:
+        source = store / archive_name(asked or client.promoted_version(url))
+        observations, recurrent = client.golden_observations(source)
+        row = golden or 0
+        if row >= len(observations):
+            raise ValueError(f"--golden {row}: {source.name} has the observations 0 to {len(observations) - 1}")
+        request = client.request_body(
+            observations[row : row + 1], deterministic=not stochastic, seed=seed, episode_start=recurrent
+        )
+        body = json.dumps(request).encode()
+    answer = client.predict(url, asked, body)
+    if as_json:
+        print_json(answer)
+        return
+    for action in answer["actions"]:
+        out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
+    how = "deterministic" if answer["deterministic"] else f"seed {answer['seed']}"
+    out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
+
+
+VERBS = (serve, predict)
