@@ -59,9 +59,11 @@ class Rig:
     which every process of a server and of a command has in its arguments.
     """
 
-    def __init__(self, archives: Archives, versions: Sequence[str]) -> None:
+    def __init__(self, archives: Archives, versions: Sequence[str], *, niceness: int = 0) -> None:
+        """Commands, but not servers, run with `niceness`."""
         self._archives = archives
         self._versions = versions
+        self._prefix = ["nice", "-n", str(niceness)] if niceness else []
         self.root = Path(tempfile.mkdtemp(prefix="drill-")).resolve()
         self.store = self.root / "store"
         self.scratch = self.root / "tmp"
@@ -106,7 +108,7 @@ class Rig:
     def start(self, verb: str, *arguments: str) -> subprocess.Popen[str]:
         """A command on this rig's store and registry that is not waited for, in a session of its own."""
         return subprocess.Popen(
-            [*COMMAND, verb, *arguments, "--store", str(self.store)],
+            [*self._prefix, *COMMAND, verb, *arguments, "--store", str(self.store)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
