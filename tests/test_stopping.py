@@ -143,9 +143,11 @@ def test_version_without_ready_workers_has_nothing_to_wait_for(pretended: Preten
 
 
 def metrics(**counts: int) -> str:
-    """TorchServe's page of counts by version, `v1_0_0` for v1.0.0."""
-    labels = 'ts_inference_requests_total{model_name="carla_policy",model_version="%s",} %d.0'
-    return "# HELP\n" + "\n".join(labels % (name.replace("_", "."), count) for name, count in counts.items()) + "\n"
+    """TorchServe's page of counts by version, `v1_0_0` for v1.0.0, which was tried out before it had its own name."""
+    line = 'ts_inference_requests_total{model_name="%s",model_version="%s",} %d.0'
+    lines = [line % ("carla_policy-candidate-v1.0.0", "v1.0.0", 32)]
+    lines += [line % ("carla_policy", name.replace("_", "."), count) for name, count in counts.items()]
+    return "# HELP\n" + "\n".join(lines) + "\n"
 
 
 def test_version_is_unused_when_nobody_asks_for_it_though_others_are_asked(

@@ -77,5 +77,6 @@ def _requests_of(metrics_url: str, version: str) -> str:
     with requests.Session() as session:
         session.trust_env = False
         page = session.get(f"{metrics_url}/metrics", params={"name[]": name}, timeout=5).text
-    found = re.search(rf'^{name}{{[^}}]*model_version="{re.escape(version)}"[^}}]*}} (\S+)$', page, re.MULTILINE)
+    labels = rf'model_name="{MODEL_NAME}",model_version="{re.escape(version)}"'
+    found = re.search(rf"^{name}{{{labels}[^}}]*}} (\S+)$", page, re.MULTILINE)
     return found[1] if found else "0"
