@@ -13,6 +13,9 @@ from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import build
 from carla_policy_tools.paths import ARTIFACTS, archive_name
+from carla_policy_tools.routing.proxy import Proxy
+from carla_policy_tools.routing.routes import Routes
+from tests.fake_upstream import OLD, FakeUpstream, Vehicle
 from tests.servers import ServeProcess
 from tests.synthetic import make_artifact
 
@@ -75,3 +78,22 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in ("v1.9.0", "v1.10.0"):
         build(make_artifact(root, version), root / "store")
     return root / "store"
+
+
+@pytest.fixture
+def upstream() -> Iterator[FakeUpstream]:
+    """What the tests of routing have in TorchServe's place."""
+    with FakeUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(upstream: FakeUpstream) -> Iterator[Proxy]:
+    with Proxy(upstream.address, Routes(OLD)) as running:
+        yield running
+
+
+@pytest.fixture
+def vehicle(proxy: Proxy) -> Iterator[Vehicle]:
+    with Vehicle(proxy.port) as client:
+        yield client

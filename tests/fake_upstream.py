@@ -10,6 +10,8 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
 
+OLD = "v0.2.0"
+"""What is promoted before anything is split."""
 PREDICTIONS = "/predictions/carla_policy"
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
@@ -21,33 +20,15 @@ from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import RouteMap, Routes
 from carla_policy_tools.routing.traffic import Exchange, Traffic
-from tests.fake_upstream import PREDICTIONS, FakeUpstream, Vehicle
+from tests.fake_upstream import OLD, PREDICTIONS, FakeUpstream, Vehicle
 
-OLD, NEW, NEXT = "v0.2.0", "v0.3.0", "v0.10.0"
+NEW, NEXT = "v0.3.0", "v0.10.0"
 EPISODES = [f"episode-{number}" for number in range(1_000)]
 
 try:
     find_haproxy()
 except ProxyError as error:
     pytest.skip(str(error), allow_module_level=True)
-
-
-@pytest.fixture
-def upstream() -> Iterator[FakeUpstream]:
-    with FakeUpstream() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(upstream: FakeUpstream) -> Iterator[Proxy]:
-    with Proxy(upstream.address, Routes(OLD)) as running:
-        yield running
-
-
-@pytest.fixture
-def vehicle(proxy: Proxy) -> Iterator[Vehicle]:
-    with Vehicle(proxy.port) as client:
-        yield client
 
 
 def split(**shares: int) -> Routes:

@@ -6,7 +6,6 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from carla_policy_tools.routing.mirror import MAX_WAITING, Collector, Copy
 from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import Routes
 from carla_policy_tools.routing.shadow import Comparison
-from tests.fake_upstream import PREDICTIONS, FakeUpstream, Vehicle
+from tests.fake_upstream import OLD, PREDICTIONS, FakeUpstream, Vehicle
 
-OLD, NEW, SHADOW = "v0.2.0", "v0.3.0", "v0.4.0"
+NEW, SHADOW = "v0.3.0", "v0.4.0"
 
 try:
     find_haproxy()
@@ -26,24 +25,6 @@ try:
 except ProxyError as error:
     haproxy_missing = str(error)
 needs_haproxy = pytest.mark.skipif(bool(haproxy_missing), reason=haproxy_missing)
-
-
-@pytest.fixture
-def upstream() -> Iterator[FakeUpstream]:
-    with FakeUpstream() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(upstream: FakeUpstream) -> Iterator[Proxy]:
-    with Proxy(upstream.address, Routes(OLD)) as running:
-        yield running
-
-
-@pytest.fixture
-def vehicle(proxy: Proxy) -> Iterator[Vehicle]:
-    with Vehicle(proxy.port) as client:
-        yield client
 
 
 @needs_haproxy

@@ -11,6 +11,8 @@ from typing import Self
 
 import requests
 
+from carla_policy_tools.urls import local_session
+
 INTERVAL_S = 0.05
 TIMEOUT_S = 5.0
 POLL_S = 0.02
@@ -48,8 +50,7 @@ class Readiness:
         self._thread.join()
 
     def _run(self) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
+        with local_session() as session:
             while not self._stop.wait(INTERVAL_S):
                 before = self._well()
                 asked = time.monotonic()

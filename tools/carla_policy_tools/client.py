@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
 
 from carla_policy.card import GOLDEN_FILE
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
 from carla_policy_tools.paths import MODEL_NAME
-from carla_policy_tools.urls import prediction_url
+from carla_policy_tools.urls import local_session, prediction_url
 
 TIMEOUT_S = 10.0
 
@@ -50,7 +49,7 @@ def request_body(
 def predict(base: str, version: str | None, body: bytes) -> dict[str, Any]:
     """POST `body` and return the answer; `RefusedRequest` for an error, `requests.RequestException` for no answer."""
     headers = {"Content-Type": "application/json"}
-    with _session() as session:
+    with local_session() as session:
         response = session.post(prediction_url(base, version), data=body, headers=headers, timeout=TIMEOUT_S)
     try:
         answer = response.json()
@@ -63,7 +62,7 @@ def predict(base: str, version: str | None, body: bytes) -> dict[str, Any]:
 
 def promoted_version(base: str) -> str:
     """The version that answers where none is named: every answer of the handler carries it as a header."""
-    with _session() as session:
+    with local_session() as session:
         response = session.get(prediction_url(base, None), timeout=TIMEOUT_S)
     version = response.headers.get("x-policy-version")
     if version is None:
@@ -91,9 +90,3 @@ def curl_command(base: str, version: str, request: Mapping[str, Any]) -> str:
     """`request`, asked of `version`, as a command to paste."""
     body = json.dumps(request, separators=(",", ":"))
     return f"curl -X POST {prediction_url(base, version)} -H 'Content-Type: application/json' -d '{body}'"
-
-
-def _session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False
-    return session

@@ -93,18 +93,24 @@ def choose_ports(
     sockets = []
     try:
         for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
-            listener = socket.socket()
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((LOOPBACK, port))
-            except (OSError, OverflowError) as error:
-                reason = f"port {port} on {LOOPBACK} cannot be used: {getattr(error, 'strerror', None) or error}"
-                raise OSError(f"{reason}; choose another with --{option}") from None
+            sockets.append(bound(port, option))
         return Ports(*(listener.getsockname()[1] for listener in sockets))
     finally:
         for listener in sockets:
             listener.close()
+
+
+def bound(port: int, option: str) -> socket.socket:
+    """A socket that has `port` on this machine, 0 for any free one; `OSError` names the port and its option."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = f"port {port} on {LOOPBACK} cannot be used: {getattr(error, 'strerror', None) or error}"
+        raise OSError(f"{reason}; choose another with --{option}") from None
+    return listener
 
 
 def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path) -> Mapping[str, str]:

@@ -29,11 +29,11 @@ from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, t
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.lifecycle.stopping import drain
 from carla_policy_tools.paths import archive_name, naming
+from carla_policy_tools.processes import STOP_SIGNALS, stop_signals
 from carla_policy_tools.signing import check_archive
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def serve(
     """
     registry_file = request.registry_file
     try:
-        with _stop_signals(), announced(registry_file) as announcement:
+        with stop_signals(_request_stop), announced(registry_file) as announcement:
             leftovers.end_processes(announcement.previous)
             leftovers.remove_copies()
             ports = request.ports()
@@ -194,25 +194,13 @@ def _run_directory(given: Path | None) -> Iterator[Path]:
                 shutil.rmtree(copies, ignore_errors=True)
 
 
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    def request_stop(*_: object) -> None:
-        raise StopRequested
-
-    heeded = [*_STOP_SIGNALS]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        heeded.remove(signal.SIGHUP)  # under nohup the server outlives its terminal
-    previous = {number: signal.signal(number, request_stop) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _request_stop(*_: object) -> None:
+    raise StopRequested
 
 
 def _ignore_stop_signals() -> None:
     """Stopping is under way; a second Ctrl-C must not interrupt it and leave orphans."""
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

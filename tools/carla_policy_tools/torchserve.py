@@ -6,7 +6,6 @@ leaves the JVM behind when it is signalled. So the process that is started here 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,14 +15,16 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import requests
 import ts
 
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
-from carla_policy_tools.paths import CONFIG, MODEL_NAME
+from carla_policy_tools.lifecycle.management import Management
+from carla_policy_tools.lifecycle.registry import RegistryError
+from carla_policy_tools.paths import CONFIG
+from carla_policy_tools.processes import END_WITH_PARENT
 from carla_policy_tools.worker_log import is_death, load_failure
 
 POLL_INTERVAL_S = 0.02
@@ -32,8 +33,6 @@ LAST_WORDS_S = 0.5
 LAST_LINES = 15
 MAX_TEMP_PATH = 70
 """Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(RuntimeError):
@@ -104,7 +103,7 @@ class TorchServe:
             env=environment,
             cwd=self.run_dir,
             start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server in order
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=END_WITH_PARENT,
         )
         self._reader = threading.Thread(target=self._read_output, name="torchserve-output", daemon=True)
         self._reader.start()
@@ -113,12 +112,13 @@ class TorchServe:
         """Return when each version has so many workers READY; `ServerError` as soon as that cannot happen any more."""
         deadline = time.monotonic() + timeout_s
         missing = list(workers)
-        with requests.Session() as session:
-            session.trust_env = False
+        with Management(self.ports.url("management")) as management:
             while missing:
                 self.check()
                 self._check_start()
-                missing = [version for version in missing if self._ready_workers(session, version) < workers[version]]
+                missing = [
+                    version for version in missing if self._ready_workers(management, version) < workers[version]
+                ]
                 if missing and time.monotonic() > deadline:
                     raise ServerError(f"not ready after {timeout_s:g} s: {', '.join(missing)}; see {self.log_file}")
                 if missing:
@@ -165,13 +165,12 @@ class TorchServe:
             self._reader.join(timeout=STOP_TIMEOUT_S)
         self._process = None
 
-    def _ready_workers(self, session: requests.Session, version: str) -> int:
+    def _ready_workers(self, management: Management, version: str) -> int:
         try:
-            answer = session.get(f"{self.ports.url('management')}/models/{MODEL_NAME}/{version}", timeout=5)
-            workers: list[dict[str, Any]] = answer.json()[0]["workers"] if answer.ok else []
-        except (requests.RequestException, ValueError, LookupError):
+            served = management.version(version)
+        except (requests.RequestException, RegistryError, ValueError, LookupError):
             return 0
-        return sum(worker["status"] == "READY" for worker in workers)
+        return served.ready_workers if served else 0
 
     def _read_output(self) -> None:
         assert self._process is not None
@@ -204,11 +203,6 @@ def _command(config: Path, temp: Path, store: Path) -> list[str]:
         str(store),
         "-ncs",
     ]
-
-
-def _end_with_parent() -> None:
-    """In the child: be terminated when the parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_group(leader: int) -> None:

@@ -1,8 +1,17 @@
-"""Where a server answers what."""
+"""Where a server answers what, and how it is asked."""
 
 from __future__ import annotations
 
+import requests
+
 from carla_policy_tools.paths import MODEL_NAME
+
+
+def local_session() -> requests.Session:
+    """Connections to servers of one's own, past any proxy that the environment names."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def prediction_url(base: str, version: str | None, model: str = MODEL_NAME) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import time
 
-import requests
-
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import MODEL_NAME
+from carla_policy_tools.urls import local_session
 
 QUIET_S = 1.0
 """So long must nobody have asked a version by its own URL before it is taken away."""
@@ -74,8 +73,7 @@ def pass_queue(management: Management, version: str, timeout_s: float) -> bool:
 def _requests_of(metrics_url: str, version: str) -> str:
     """TorchServe's own count of requests that named a version, as it prints it."""
     name = "ts_inference_requests_total"
-    with requests.Session() as session:
-        session.trust_env = False
+    with local_session() as session:
         page = session.get(f"{metrics_url}/metrics", params={"name[]": name}, timeout=5).text
     labels = rf'model_name="{MODEL_NAME}",model_version="{re.escape(version)}"'
     found = re.search(rf"^{name}{{{labels}[^}}]*}} (\S+)$", page, re.MULTILINE)

@@ -12,6 +12,7 @@ import requests
 from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import MODEL_NAME, archive_name
+from carla_policy_tools.urls import local_session
 
 TIMEOUT_S = 5.0
 POLL_S = 0.02
@@ -54,8 +55,7 @@ class Management:
         self._url = url
         self._models = f"{url}/models"
         self._model = f"{self._models}/{model}"
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._session = local_session()
 
     def __enter__(self) -> Management:
         return self

@@ -14,7 +14,7 @@ from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
-from carla_policy_tools.urls import prediction_url
+from carla_policy_tools.urls import local_session, prediction_url
 
 PATIENCE_S = 5.0
 """How long to wait for another operator's change of the same version."""
@@ -95,8 +95,7 @@ def check_answers(management: Management, endpoint: Endpoint, version: str) -> N
 def golden_request(base: str, version: str, timeout_s: float) -> str | None:
     """What is wrong with the answer to a golden observation, which a worker compares with its golden action."""
     started = time.monotonic()
-    with requests.Session() as session:
-        session.trust_env = False
+    with local_session() as session:
         try:
             answer = session.get(f"{prediction_url(base, version)}/healthz", timeout=timeout_s)
         except requests.RequestException:

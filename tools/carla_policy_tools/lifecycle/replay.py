@@ -9,6 +9,7 @@ from typing import Any
 import requests
 
 from carla_policy_tools.lifecycle.registry import RegistryError
+from carla_policy_tools.urls import local_session
 
 
 def replay(
@@ -21,8 +22,7 @@ def replay(
     `timeout_s`.
     """
     actions = bit_equal = 0
-    with requests.Session() as session:
-        session.trust_env = False
+    with local_session() as session:
         for probe in probes:
             answer = _ask(session, url, version, probe["request"], timeout_s)
             if answer.get("version") != version or len(answer["actions"]) != len(probe["actions"]):

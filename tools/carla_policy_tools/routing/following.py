@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from carla_policy_tools.lifecycle.endpoint import find_server, require_server
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from carla_policy_tools.lifecycle.status import profiles_of
+from carla_policy_tools.processes import stop_signals
 from carla_policy_tools.routing.proxy import RUN_DIRECTORY_PREFIX, Proxy
 from carla_policy_tools.routing.routes import Routes
 
@@ -230,12 +230,5 @@ def lock(descriptor: int) -> bool:
 def stop_flag() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM has arrived, or the terminal was closed; none interrupts what is being done."""
     received: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)  # under nohup the proxy outlives its terminal
-    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
-    try:
+    with stop_signals(lambda number, _: received.append(number)):
         yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

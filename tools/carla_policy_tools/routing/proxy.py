@@ -6,13 +6,10 @@ runtime API: nothing is reloaded, and no connection is closed.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -22,8 +19,9 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from carla_policy_tools.configuration import LOOPBACK
+from carla_policy_tools.configuration import LOOPBACK, bound
 from carla_policy_tools.paths import CONFIG
+from carla_policy_tools.processes import END_WITH_PARENT
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from carla_policy_tools.routing.routes import RouteMap, Routes
 from carla_policy_tools.routing.runtime_api import RuntimeApi, RuntimeSession
@@ -41,7 +39,6 @@ MAX_SOCKET_DIRECTORY = 80
 
 _ROUTES, _SHADOW = "routes.map", "shadow.map"
 _PIPE_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 _LAST_LINES = 10
 
 
@@ -142,7 +139,7 @@ class Proxy:
                 "CARLA_POLICY_PROXY_UPSTREAM": ":".join(self._upstream),
             },
             start_new_session=True,  # Ctrl-C reaches this process only, which then stops the proxy in order
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=END_WITH_PARENT,
         )
         self._read_output(self._process)
         self._wait_ready()
@@ -254,20 +251,9 @@ def _host_and_port(url: str) -> tuple[str, str]:
 
 
 def _free_port(port: int) -> int:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((LOOPBACK, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(f"port {port} on {LOOPBACK} cannot be used: {reason}; choose another with --port") from None
+    with bound(port, "port") as listener:
         return int(listener.getsockname()[1])
 
 
 def _write_map(path: Path, entries: dict[str, str]) -> None:
     path.write_text("".join(f"{key} {value}\n" for key, value in entries.items()))
-
-
-def _end_with_parent() -> None:
-    """In the child: be terminated when the parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

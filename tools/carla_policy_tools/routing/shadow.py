@@ -18,7 +18,7 @@ import requests
 from carla_policy.heads import draw_seed
 from carla_policy_tools.client import TIMEOUT_S
 from carla_policy_tools.routing.mirror import Copy
-from carla_policy_tools.urls import prediction_url
+from carla_policy_tools.urls import local_session, prediction_url
 
 FIELDS = ("throttle", "brake", "steer")
 MAX_DIFFERENCES = 1_000_000
@@ -115,8 +115,7 @@ class Comparison:
     def __init__(self, base: str, shadow: str) -> None:
         self.report = Report(shadow)
         self._base = base
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._session = local_session()
 
     def __enter__(self) -> Self:
         return self
