@@ -17,14 +17,18 @@ from ts.torch_handler.base_handler import BaseHandler
 
 sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
+from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
-from carla_policy.service import COUNTERS, Answer, Batch, PolicyService, Request
+from carla_policy.service import COUNTERS, DEFAULT_MAX_ANSWER_BYTES, Answer, Batch, PolicyService, Request
 
 logger = logging.getLogger(__name__)
 
 DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_FILE" in os.environ else None
 """While this file exists, new requests are refused: TorchServe itself has no way to stop in order."""
+
+MAX_RESPONSE_VARIABLE = "CARLA_POLICY_MAX_RESPONSE_BYTES"
+"""Names the server's largest answer: TorchServe ends a worker that gives a larger one, and does not tell it."""
 
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
@@ -58,25 +62,31 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             logger.error("carla_policy does not load: %s", error)
             # Only a ValueError makes TorchServe 0.12 roll a failed registration back without a trace.
             raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
-        self.service = PolicyService(loaded, _is_draining)
+        self.service = PolicyService(
+            loaded,
+            _is_draining,
+            watch=Watch(prepare=lambda: torch.set_num_threads(1), on_hang=_end_process),
+            max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
+        )
         self.counters = _counters(context.metrics)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
         """An answer for each row of `data`, in order, each with its own status and headers."""
-        headers = [_lower_case(context.get_all_request_header(index)) for index in range(len(data))]
+        received = [context.get_all_request_header(index) for index in range(len(data))]
+        headers = [_lower_case(own) for own in received]
         if _is_describe(data, headers):
             return [self.describe_handle()]
         requests = [
-            _to_request(row, own, context.get_request_id(index) or "")
-            for index, (row, own) in enumerate(zip(data, headers, strict=True))
+            _to_request(row, own, lower, context.get_request_id(index) or "")
+            for index, (row, own, lower) in enumerate(zip(data, received, headers, strict=True))
         ]
         batch = self.inference(self.preprocess(requests))
         self._count(batch)
         answers = self.postprocess(batch)
         for index, (answer, own) in enumerate(zip(answers, headers, strict=True)):
             context.set_response_status(answer.status, answer.phrase, index)
-            context.set_response_content_type(index, "application/json")
+            context.set_response_content_type(index, answer.content_type)
             for name, value in (*answer.headers.items(), *_echoed(own)):
                 context.set_response_header(index, name, value)
         return [answer.body for answer in answers]
@@ -112,6 +122,12 @@ def _is_draining() -> bool:
     return DRAIN_FILE is not None and DRAIN_FILE.exists()
 
 
+def _end_process() -> None:
+    """A thread that hangs cannot be ended; the process can, and TorchServe starts another."""
+    logger.error("carla_policy: the network hangs; this worker ends, and another takes its place")
+    os._exit(1)
+
+
 def _counters(metrics: Any) -> dict[str, Any]:
     """The counters that this server's metrics configuration has; another server's may lack them."""
     counters = {}
@@ -135,13 +151,19 @@ def _is_describe(data: list[dict[str, Any]], headers: list[dict[str, str]]) -> b
     return len(data) == 1 and not data[0] and plain and own.get("describe") == "True"
 
 
-def _to_request(row: dict[str, Any], headers: dict[str, str], request_id: str) -> Request:
-    body = row.get("body", b"")
+def _to_request(row: dict[str, Any], received: dict[str, Any], headers: dict[str, str], request_id: str) -> Request:
+    """A request of raw bytes, with its headers as `received` and by lower-case name.
+
+    TorchServe gives the fields of a form the names that they chose, and notes them beside the headers: a field
+    `content-type` hides the form's own.
+    """
+    body, path = row.get("body", b""), received.get("url_path")
+    if isinstance(received.get("content-type"), dict):
+        headers = {**headers, "content-type": "multipart/form-data"}
     return Request(
         body=body if isinstance(body, bytes | bytearray) else b"",
-        content_type=headers.get("content-type"),
-        content_encoding=headers.get("content-encoding"),
-        resource=headers.get("url_path", "").strip("/"),
+        headers=headers,
+        resource=path.strip("/") if isinstance(path, str) else "",
         request_id=request_id,
     )
 

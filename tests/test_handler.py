@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -47,7 +48,9 @@ def handle(service: Any, rows: list[tuple[dict[str, Any], dict[str, str]]]) -> l
 
 
 def _decoded(body: Any) -> Any:
-    return json.loads(body) if isinstance(body, bytes) else body
+    if not isinstance(body, bytes):
+        return body
+    return np.load(io.BytesIO(body), allow_pickle=False) if body.startswith(b"\x93NUMPY") else json.loads(body)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,38 @@ def test_trace_headers_come_back_and_nothing_unsafe_does(ts_service: Any, body: 
 def test_part_of_a_request_that_is_named_like_a_header_is_not_one(ts_service: Any, body: bytearray) -> None:
     ((status, _, _),) = handle(ts_service, [({"body": body, "url_path": bytearray(b"healthz")}, JSON)])
     assert status == 200
+
+
+def test_form_whose_field_is_named_content_type_is_a_form(ts_service: Any, body: bytearray) -> None:
+    row = {"body": body, "content-type": bytearray(b"application/json")}
+    assert [status for status, _, _ in handle(ts_service, [(row, {"content-type": "multipart/form-data"})])] == [415]
+
+
+@pytest.mark.parametrize("name", ["url_path", "URL_PATH"])
+def test_path_that_a_client_sends_as_a_header_does_not_turn_a_prediction_into_something_else(
+    ts_service: Any, body: bytearray, name: str
+) -> None:
+    answers = handle(ts_service, [({"body": body}, {**JSON, name: "metadata"}), ({"body": body}, JSON)])
+    assert answers[0][2]["actions"] == answers[1][2]["actions"]
+
+
+def test_arrays_are_answered_as_arrays(ts_service: Any) -> None:
+    golden = ts_service._entry_point.__self__.service.loaded.golden
+    file = io.BytesIO()
+    np.save(file, golden.observations[:3])
+    headers = {"content-type": "application/x-npy"}
+    ((status, answered, array),) = handle(ts_service, [({"body": bytearray(file.getvalue())}, headers)])
+    assert (status, answered["content-type"]) == (200, "application/x-npy")
+    assert array.shape == (3, 3)
+
+
+def test_answer_that_the_server_could_not_send_never_leaves(
+    ts_service: Any, body: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ts_service._entry_point.__self__.service, "_max_answer_bytes", 40)
+    ((status, _, error),) = handle(ts_service, [({"body": body}, JSON)])
+    assert (status, error["type"]) == (422, "BATCH_TOO_LARGE")
+    assert "split the request" in error["message"]
 
 
 @pytest.mark.usefixtures("ts_service")

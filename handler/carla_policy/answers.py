@@ -13,7 +13,9 @@ from pydantic_core import to_json
 from carla_policy.card import ModelCard
 from carla_policy.errors import RequestError
 from carla_policy.golden import FloatArray
+from carla_policy.media import JSON_MEDIA_TYPE, NPY_MEDIA_TYPE
 from carla_policy.messages import ErrorAnswer, OodNote, PredictAnswer
+from carla_policy.npy import SEED_HEADER, dump_npy
 from carla_policy.ood import Novelty
 from carla_policy.policy import Decision
 from carla_policy.state import StateCodec
@@ -21,12 +23,13 @@ from carla_policy.state import StateCodec
 
 @dataclass(frozen=True)
 class Answer:
-    """A JSON body, a status, and headers whose values are plain ASCII."""
+    """A body, its media type, a status, and headers whose values are plain ASCII."""
 
     body: bytes
     status: int = 200
     phrase: str = "OK"
     headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = JSON_MEDIA_TYPE
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Outcome:
     novelty: Novelty | None = None
     next_state: FloatArray | None = None
     log_probs: NDArray[np.float64] | None = None
+    binary: bool = False
+    """Whether it is answered as an array."""
 
 
 class AnswerEncoder:
@@ -63,6 +68,12 @@ class AnswerEncoder:
         return Answer(to_json(content), headers=self._headers)
 
     def prediction(self, outcome: Outcome, stage_ms: Mapping[str, float], total_ms: float) -> Answer:
+        headers = {**self._headers, "server-timing": _timing(stage_ms, total_ms), **_notes(outcome)}
+        if outcome.binary:
+            return Answer(dump_npy(outcome.decision.controls), headers=headers, content_type=NPY_MEDIA_TYPE)
+        return Answer(to_json(self._body(outcome, total_ms)), headers=headers)
+
+    def _body(self, outcome: Outcome, total_ms: float) -> PredictAnswer:
         rows = outcome.decision.controls.tolist()
         body: PredictAnswer = {
             "actions": [{"throttle": row[0], "brake": row[1], "steer": row[2]} for row in rows],
@@ -82,9 +93,7 @@ class AnswerEncoder:
             body["log_probs"] = [float(value) if np.isfinite(value) else None for value in outcome.log_probs]
         if self._codec is not None and outcome.next_state is not None:
             body["state"] = self._codec.encode(outcome.next_state)
-        stages = {**stage_ms, "total": total_ms}
-        timing = ", ".join(f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items())
-        return Answer(to_json(body), headers={**self._headers, "server-timing": timing, **_notes(body)})
+        return body
 
     def ood_notes(self, novelty: Novelty) -> list[OodNote]:
         """One for each observation that is out of distribution."""
@@ -100,11 +109,18 @@ class AnswerEncoder:
         ]
 
 
-def _notes(body: PredictAnswer) -> dict[str, str]:
-    """What a proxy in front can count without reading bodies; nothing for a plain answer."""
+def _timing(stage_ms: Mapping[str, float], total_ms: float) -> str:
+    stages = {**stage_ms, "total": total_ms}
+    return ", ".join(f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items())
+
+
+def _notes(outcome: Outcome) -> dict[str, str]:
+    """What a proxy in front can count without reading bodies, and what an array has no place for."""
     notes = {}
-    if "interventions" in body:
-        notes["x-policy-interventions"] = ",".join(sorted({note["kind"] for note in body["interventions"]}))
-    if "ood" in body:
-        notes["x-policy-ood"] = str(len(body["ood"]))
+    if outcome.decision.interventions:
+        notes["x-policy-interventions"] = ",".join(sorted({note.kind for note in outcome.decision.interventions}))
+    if outcome.novelty is not None and outcome.novelty.is_ood.any():
+        notes["x-policy-ood"] = str(int(outcome.novelty.is_ood.sum()))
+    if outcome.binary and not outcome.deterministic:
+        notes[SEED_HEADER] = str(outcome.seed)
     return notes

@@ -57,6 +57,18 @@ class InvalidEncoding(_BadRequest):
     type = "INVALID_ENCODING"
 
 
+class DuplicateKey(_BadRequest):
+    """An object has a key twice; which of the two counts would be a guess."""
+
+    type = "DUPLICATE_KEY"
+
+
+class InvalidNpy(_BadRequest):
+    """The body is not one whole .npy file."""
+
+    type = "INVALID_NPY"
+
+
 class EmptyBody(_BadRequest):
     type = "EMPTY_BODY"
 
@@ -101,6 +113,13 @@ class OutOfDistribution(_Unprocessable):
     """Unlike anything in training, and the card says to refuse that."""
 
     type = "OUT_OF_DISTRIBUTION"
+
+
+class DeadlineExceeded(RequestError):
+    """The answer would come later than the client can use it, and the card says to refuse that."""
+
+    status, phrase = 504, "Gateway Timeout"
+    type = "DEADLINE_EXCEEDED"
 
 
 class Draining(RequestError):

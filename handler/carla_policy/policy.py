@@ -21,10 +21,12 @@ from carla_policy.safety import Intervention, Mask, SafetyEnvelope
 class Evaluation:
     """What a policy makes of observations before it chooses an action; the arrays' first axis are the rows.
 
-    `next_state` is there for recurrent policies, `novelty` where the card declares what is out of distribution.
+    `usable` says whose features are finite. `next_state` is there for recurrent policies, `novelty` where the card
+    declares what is out of distribution.
     """
 
     observations: FloatArray
+    usable: Mask
     parameters: Mapping[str, FloatArray]
     next_state: FloatArray | None
     novelty: Novelty | None
@@ -35,6 +37,7 @@ class Evaluation:
     def rows(self, rows: slice) -> Evaluation:
         return Evaluation(
             self.observations[rows],
+            self.usable[rows],
             {name: values[rows] for name, values in self.parameters.items()},
             None if self.next_state is None else self.next_state[rows],
             None if self.novelty is None else self.novelty.rows(rows),
@@ -82,7 +85,8 @@ class Policy:
         Features that are not finite yield parameters that are not finite, whatever the network makes of them, and
         a state that is not finite starts the episode anew.
         """
-        unusable = ~np.isfinite(features).all(axis=1)
+        usable: Mask = np.asarray(np.isfinite(features).all(axis=1))
+        unusable = ~usable
         before = self.initial_state(len(features)) if state is None else state
         outputs = self.runtime(features) if before is None else self.runtime(features, before)
         after = outputs.pop(NEXT_STATE, None)
@@ -92,7 +96,7 @@ class Policy:
         if after is not None:
             after[unusable | ~np.isfinite(after).all(axis=1)] = 0.0
         novelty = self.detector(observations, features) if self.detector else None
-        return Evaluation(observations, outputs, after, novelty)
+        return Evaluation(observations, usable, outputs, after, novelty)
 
     def select(self, parameters: Mapping[str, FloatArray], *, deterministic: bool, seed: int) -> FloatArray:
         """The policy's actions `[rows, dims]` for the rows of one request, within its bounds as in training."""

@@ -11,8 +11,10 @@ import numpy as np
 
 from carla_policy.actions import CONTROLS
 from carla_policy.breaker import CircuitBreaker
+from carla_policy.deadline import Watch
 from carla_policy.errors import InternalFailure
 from carla_policy.loading import LoadedPolicy
+from carla_policy.openapi import document
 
 Resource = Callable[[], Mapping[str, Any]]
 """What answers a sub-resource."""
@@ -22,10 +24,11 @@ WARM_VECTORS = 16
 
 
 class Resources:
-    """`healthz`, `metadata` and `warmup` of one loaded policy."""
+    """`healthz`, `metadata`, `warmup` and `openapi.json` of one loaded policy."""
 
-    def __init__(self, loaded: LoadedPolicy, breaker: CircuitBreaker) -> None:
+    def __init__(self, loaded: LoadedPolicy, breaker: CircuitBreaker, watch: Watch) -> None:
         self.loaded = loaded
+        self._watch = watch
         self._breaker = breaker
         self._policy = loaded.policy
         self._card = loaded.policy.card
@@ -33,10 +36,13 @@ class Resources:
             "healthz": self.health,
             "metadata": self.metadata,
             "warmup": self.warm_up,
+            "openapi.json": lambda: document(self._card),
         }
 
     def health(self) -> Mapping[str, Any]:
         """Replays one golden vector: `ok` means that this worker answers it now, as training did."""
+        if self._watch.hangs:
+            raise InternalFailure("healthz: the network has not come back from an earlier request")
         policy, golden = self._policy, self.loaded.golden
         state = None if golden.states is None else golden.states[:1]
         evaluation = policy.evaluate(golden.observations[:1], policy.preprocessor(golden.observations[:1]), state)

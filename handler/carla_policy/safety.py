@@ -7,6 +7,7 @@ around what the observation says the vehicle does now. The steps, each seeing wh
 | --- | --- |
 | `fallback` | the policy's action is not usable: the card's fallback action takes its place |
 | `ood` | the observation is out of distribution and the card wants the fallback action then |
+| `deadline` | the network did not answer in time: the fallback action |
 | `circuit_open` | this worker's circuit breaker is open: the fallback action, without asking the network |
 | `bounds` | a control beyond CARLA's range is cut to it |
 | `speed_cap` | at the card's speed and above no throttle leaves, further above also a brake |

@@ -11,22 +11,38 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from carla_policy.answers import Answer, AnswerEncoder, Outcome
 from carla_policy.breaker import CircuitBreaker
-from carla_policy.errors import Draining, InternalFailure, OutOfDistribution, RequestError, UnknownResource
+from carla_policy.deadline import Late, Watch, due
+from carla_policy.errors import (
+    BatchTooLarge,
+    DeadlineExceeded,
+    Draining,
+    InternalFailure,
+    OutOfDistribution,
+    OutOfRange,
+    RequestError,
+    UnknownResource,
+)
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
+from carla_policy.media import NPY_MEDIA_TYPE, media_type
+from carla_policy.npy import parse_npy
 from carla_policy.policy import Evaluation
+from carla_policy.prediction import MAX_DETAILS, Prediction, listing
 from carla_policy.resources import Resource, Resources
 from carla_policy.state import StateCodec
-from carla_policy.wire import MAX_DETAILS, Prediction, check_media_type, parse_prediction
+from carla_policy.wire import parse_prediction
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_ANSWER_BYTES = 6_553_500
+"""TorchServe's own limit, where its configuration has no other; a larger answer would end the worker."""
 
 INTERVENTIONS, OOD_OBSERVATIONS = COUNTERS = ("policy_interventions_total", "policy_ood_observations_total")
 
@@ -38,8 +54,8 @@ class Request:
     """One request as a front end hands it over; `resource` is the path behind the version, empty for a prediction."""
 
     body: bytes | bytearray
-    content_type: str | None = None
-    content_encoding: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """By name in lower case."""
     resource: str = ""
     request_id: str = ""
 
@@ -73,17 +89,29 @@ class PolicyService:
     Holds nothing of a request; the circuit breaker, off unless the card wants one, is all that it remembers.
     """
 
-    def __init__(self, loaded: LoadedPolicy, is_draining: Callable[[], bool] = lambda: False) -> None:
-        """`is_draining` is asked once for each batch; while it says so, new work is refused."""
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        is_draining: Callable[[], bool] = lambda: False,
+        *,
+        watch: Watch | None = None,
+        max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES,
+    ) -> None:
+        """`is_draining` is asked once for each batch; while it says so, new work is refused.
+
+        `watch` runs passes that have a deadline.
+        """
         self.loaded = loaded
         self._is_draining = is_draining
+        self._watch = watch or Watch()
+        self._max_answer_bytes = max_answer_bytes
         self._policy = loaded.policy
         card = loaded.policy.card
         self._card = card
         self._breaker = CircuitBreaker(card.safety.circuit_breaker)
         self.state_codec = StateCodec(card.card_hash, card.recurrent.state_size) if card.recurrent else None
         self._encoder = AnswerEncoder(card, self.state_codec)
-        self._resources = Resources(loaded, self._breaker)
+        self._resources = Resources(loaded, self._breaker, self._watch)
 
     def metadata(self) -> Mapping[str, Any]:
         """What is served: the card, and what this worker made of it."""
@@ -93,7 +121,7 @@ class PolicyService:
         """First stage: each request's bytes to observations or to the error that it will be answered with."""
         started = time.perf_counter()
         step = self._refuse_work if self._is_draining() else self._parse_one
-        items = [self._guarded(step, request) for request in requests]
+        items = [self._guarded(step, request, started) for request in requests]
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
@@ -106,13 +134,18 @@ class PolicyService:
         asked: list[tuple[int, Prediction]] = []
         for index, item in enumerate(items):
             if isinstance(item, Prediction):
-                if self._breaker.allows(already_asked=bool(asked)):
+                if _is_late(item):
+                    items[index] = self._guarded(self._answer_late, item)
+                elif self._breaker.allows(already_asked=bool(asked)):
                     asked.append((index, item))
                 else:
                     items[index] = self._guarded(self._answer_while_open, item)
         if asked:
             try:
                 evaluations = self._evaluate([prediction for _, prediction in asked], timings)
+            except Late:
+                for index, prediction in asked:
+                    items[index] = self._guarded(self._give_up, prediction)
             except Exception:
                 logger.exception("the network failed on a batch of %d predictions; trying each by itself", len(asked))
                 for index, prediction in asked:
@@ -133,13 +166,18 @@ class PolicyService:
             self._encode_one(request, item, batch) for request, item in zip(batch.requests, batch.items, strict=True)
         ]
 
-    def _refuse_work(self, _: Request) -> None:
+    def _refuse_work(self, _: Request, __: float) -> None:
         raise Draining("this server is about to stop and takes no new requests; send it to another, or again later")
 
-    def _parse_one(self, request: Request) -> Prediction | Resource:
-        if not request.resource:
-            check_media_type(request.content_type, request.content_encoding)
-            return parse_prediction(request.body, self._card, self.state_codec)
+    def _parse_one(self, request: Request, arrived: float) -> Prediction | Resource:
+        if request.body or not request.resource:
+            # The path behind the version comes as a header, which clients can send too: a body asks for a prediction.
+            form = media_type(request.headers)
+            latest = due(request.headers, self._card.inference.deadline_ms, arrived)
+            if form == NPY_MEDIA_TYPE:
+                return replace(parse_npy(request.body, request.headers, self._card), due=latest)
+            prediction = parse_prediction(request.body, self._card, self.state_codec)
+            return prediction if latest is None else replace(prediction, due=latest)
         resources = self._resources.by_name
         if request.resource not in resources:
             raise UnknownResource(
@@ -149,6 +187,18 @@ class PolicyService:
         return resources[request.resource]
 
     def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> list[Evaluation]:
+        """An evaluation for each prediction; `Late` if there is none at the latest of their deadlines."""
+        if any(prediction.due is None for prediction in predictions):
+            return self._evaluate_now(predictions, timings)
+        latest = max(prediction.due or 0.0 for prediction in predictions)
+        own: dict[str, float] = {}  # a pass that was given up may still write to it
+        evaluations: list[Evaluation] = self._watch.run(
+            lambda: self._evaluate_now(predictions, own), latest - time.perf_counter()
+        )
+        timings.update(own)
+        return evaluations
+
+    def _evaluate_now(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> list[Evaluation]:
         started = time.perf_counter()
         observations = np.concatenate([prediction.observations for prediction in predictions])
         features = self._policy.preprocessor(observations)
@@ -164,6 +214,9 @@ class PolicyService:
         ]
 
     def _decide(self, prediction: Prediction, evaluation: Evaluation) -> Outcome:
+        if _is_late(prediction):
+            return self._answer_late(prediction)
+        _refuse_unusable(evaluation)
         self._refuse_novel(evaluation)
         policy, deterministic = self._policy, prediction.deterministic
         seed = draw_seed() if prediction.seed is None else prediction.seed
@@ -178,6 +231,7 @@ class PolicyService:
             novelty=evaluation.novelty,
             next_state=evaluation.next_state,
             log_probs=policy.head.log_prob(evaluation.parameters, chosen) if prediction.log_prob else None,
+            binary=prediction.binary,
         )
 
     def _refuse_novel(self, evaluation: Evaluation) -> None:
@@ -185,29 +239,43 @@ class PolicyService:
         if novelty is None or spec is None or spec.action != "reject" or not novelty.is_ood.any():
             return
         notes = self._encoder.ood_notes(novelty)
-        findings = [
-            (
-                f"observations[{note['observation']}]",
-                f"unlike training: {', '.join(note['outside']) or 'the combination of its values'} "
-                f"(distance {note['distance']}, threshold {note['threshold']})",
-            )
-            for note in notes[:MAX_DETAILS]
-        ]
-        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
-        raise OutOfDistribution(
-            f"{findings[0][0]}: {findings[0][1]}{more}",
-            [{"loc": loc, "msg": message, "type": "out_of_distribution"} for loc, message in findings],
+        raise listing(
+            OutOfDistribution,
+            [
+                (
+                    f"observations[{note['observation']}]",
+                    f"unlike training: {', '.join(note['outside']) or 'the combination of its values'} "
+                    f"(distance {note['distance']}, threshold {note['threshold']})",
+                    "out_of_distribution",
+                )
+                for note in notes[:MAX_DETAILS]
+            ],
+            len(notes),
         )
 
     def _predict_alone(self, prediction: Prediction) -> Outcome:
         try:
             (evaluation,) = self._evaluate([prediction], {})
+        except Late:
+            return self._give_up(prediction)
         except Exception:
             logger.exception("the network failed on a request; it gets the fallback action")
-            for _ in range(len(prediction.observations)):
-                self._breaker.record(failed=True)
+            self._record_failures(prediction)
             return self._fall_back(prediction, "fallback")
         return self._decide(prediction, evaluation)
+
+    def _give_up(self, prediction: Prediction) -> Outcome:
+        self._record_failures(prediction)
+        return self._answer_late(prediction)
+
+    def _record_failures(self, prediction: Prediction) -> None:
+        for _ in range(len(prediction.observations)):
+            self._breaker.record(failed=True)
+
+    def _answer_late(self, prediction: Prediction) -> Outcome:
+        if self._card.inference.late == "reject":
+            raise DeadlineExceeded("no answer before the deadline; take the safe action, and ask again")
+        return self._fall_back(prediction, "deadline")
 
     def _answer_while_open(self, prediction: Prediction) -> Outcome:
         return self._fall_back(prediction, "circuit_open")
@@ -219,6 +287,7 @@ class PolicyService:
             deterministic=prediction.deterministic,
             seed=draw_seed() if prediction.seed is None else prediction.seed,
             next_state=prediction.state,
+            binary=prediction.binary,
         )
 
     def _guarded(self, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -233,9 +302,28 @@ class PolicyService:
     def _encode_one(self, request: Request, item: Any, batch: Batch) -> Answer:
         if isinstance(item, RequestError):
             return self._encoder.error(item, request.request_id)
-        if isinstance(item, Outcome):
-            return self._encoder.prediction(item, batch.stage_ms, _ms_since(batch.started))
-        return self._encoder.resource(item)
+        if not isinstance(item, Outcome):
+            return self._encoder.resource(item)
+        answer = self._encoder.prediction(item, batch.stage_ms, _ms_since(batch.started))
+        limit = self._max_answer_bytes
+        if len(answer.body) > limit:
+            rows = len(item.decision.controls)
+            message = f"the answer to {rows} observations has {len(answer.body)} bytes, of {limit}; split the request"
+            return self._encoder.error(BatchTooLarge.at("observations", message, "too_long"), request.request_id)
+        return answer
+
+
+def _is_late(prediction: Prediction) -> bool:
+    return prediction.due is not None and time.perf_counter() >= prediction.due
+
+
+def _refuse_unusable(evaluation: Evaluation) -> None:
+    """Observations within the card's bounds that the preprocessor makes infinities of."""
+    if not evaluation.usable.all():
+        rows = np.flatnonzero(~evaluation.usable)
+        message = "its features are not finite after preprocessing; the card's bounds are too wide for this value"
+        findings = [(f"observations[{row}]", message, "not_finite") for row in rows[:MAX_DETAILS]]
+        raise listing(OutOfRange, findings, len(rows))
 
 
 def _ms_since(started: float) -> float:

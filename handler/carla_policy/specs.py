@@ -296,3 +296,7 @@ class InferenceSpec(Section):
     """Rows of one forward pass, always exactly as many: the reason why batch mates never change a row's bits."""
     max_observations: Annotated[int, Field(ge=1, le=65_536)] = 8192
     """Most observations in one request."""
+    deadline_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] | None = None
+    """An answer that takes longer is of no use. Clients may ask for less; without this, only their deadlines count."""
+    late: Literal["fallback", "reject"] = "fallback"
+    """What is answered at the deadline: the safe action, or the error DEADLINE_EXCEEDED."""

@@ -1,71 +1,45 @@
-"""From a request's bytes to arrays, or to the error that it is answered with.
+"""From a JSON request's bytes to arrays, or to the error that it is answered with.
 
-Numbers are float32 on both sides: an observation is rounded to it on arrival, and an action is written so that
-reading it back gives the same float32.
+A good request is read in one pass. One that this pass refuses, or that may have a key twice, is read again, strictly,
+which takes longer and says exactly what is wrong.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from carla_policy import strict_json
 from carla_policy.card import ModelCard
 from carla_policy.errors import (
     BatchTooLarge,
     EmptyBody,
-    ErrorDetail,
-    InvalidEncoding,
-    InvalidJson,
     InvalidOption,
     InvalidState,
     OutOfRange,
     RequestError,
     SchemaMismatch,
     ShapeMismatch,
-    UnsupportedMediaType,
 )
 from carla_policy.golden import FloatArray
 from carla_policy.messages import Observation, PredictRequest
+from carla_policy.prediction import MAX_DETAILS, Prediction, check_rows, listing, within_bounds
 from carla_policy.state import StateCodec
 
-JSON_MEDIA_TYPE = "application/json"
-MAX_DETAILS = 10
 MAX_FINDINGS = 1_000
 """A body with more is refused without looking at each: that would take longer than reading it."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A valid prediction request: observations `[rows, 2 + sensors]` float32, and the options."""
-
-    observations: FloatArray
-    deterministic: bool = True
-    seed: int | None = None
-    log_prob: bool = False
-    state: FloatArray | None = None
-    """To a recurrent policy, `[rows, state_size]` float32."""
-
+BYTES_PER_NUMBER = 40
+"""A float64 written out takes up to 24, and 16 are for who puts each on a line of its own."""
+BYTES_PER_OBSERVATION = 200
+BYTES_OF_OPTIONS = 4_096
+_SMALL = 65_536
+_KEYS_OF_REQUEST, _KEYS_OF_OBSERVATION = len(PredictRequest.__annotations__), len(Observation.__annotations__)
 
 _REQUEST = TypeAdapter(PredictRequest)
-
-
-def check_media_type(content_type: str | None, content_encoding: str | None) -> None:
-    """`UnsupportedMediaType` unless the body is declared as plain JSON, or not declared at all."""
-    advice = f"send the JSON body as it is, with the header 'Content-Type: {JSON_MEDIA_TYPE}'"
-    if content_encoding and content_encoding.strip().lower() != "identity":
-        raise UnsupportedMediaType(f"content-encoding: compressed bodies are not read; {advice}")
-    media_type, _, parameters = (content_type or JSON_MEDIA_TYPE).lower().partition(";")
-    charset = parameters.replace('"', "").replace(" ", "")
-    if media_type.strip() != JSON_MEDIA_TYPE or charset not in ("", "charset=utf-8"):
-        raise UnsupportedMediaType(
-            f"content-type: expected {JSON_MEDIA_TYPE} in UTF-8, got {content_type!r:.80}; {advice}"
-        )
 
 
 def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Prediction:
@@ -75,17 +49,10 @@ def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec
     """
     if not body.strip():
         raise EmptyBody("body: expected a JSON object with 'observations', got nothing; POST the request as the body")
-    try:
-        request = _REQUEST.validate_json(body)
-    except ValidationError as error:
-        raise _refusal(body, error) from None
+    _check_size(body, card)
+    request = _read_fast(body, card) or _read_strictly(body)
     observations = request["observations"]
-    if not observations:
-        raise ShapeMismatch.at("observations", "expected at least 1 observation, got 0", "too_short")
-    limit = card.inference.max_observations
-    if len(observations) > limit:
-        message = f"expected at most {limit} observations, got {len(observations)}; split the request"
-        raise BatchTooLarge.at("observations", message, "too_long")
+    check_rows(len(observations), card)
     return Prediction(
         observations=_to_array(observations, card),
         deterministic=request.get("deterministic", True),
@@ -93,6 +60,48 @@ def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec
         log_prob=request.get("log_prob", False),
         state=_to_state(request, codec),
     )
+
+
+def max_body_bytes(card: ModelCard) -> int:
+    """The most that the largest request to this version takes, generously written."""
+    state = 6 * card.recurrent.state_size if card.recurrent else 0
+    per_observation = BYTES_PER_OBSERVATION + BYTES_PER_NUMBER * card.observation.columns + state
+    return BYTES_OF_OPTIONS + per_observation * card.inference.max_observations
+
+
+def _check_size(body: bytes | bytearray, card: ModelCard) -> None:
+    limit = max_body_bytes(card)
+    if len(body) > limit:
+        rows = card.inference.max_observations
+        message = f"expected at most {limit} bytes, enough for {rows} observations, got {len(body)}; split the request"
+        raise BatchTooLarge.at("body", message, "too_long")
+
+
+def _read_fast(body: bytes | bytearray, card: ModelCard) -> PredictRequest | None:
+    """The request, unless it is at fault or has to be looked at more closely."""
+    quotes = body.count(b'"')
+    limit = card.inference.max_observations
+    if quotes > 2 * (_KEYS_OF_REQUEST + _KEYS_OF_OBSERVATION * limit + 1) or b"\\" in body:
+        return None
+    if len(body) > _SMALL and body.count(b"[") + body.count(b"{") > 2 * limit + 3:
+        return None  # no request, but what would take the parser most of its time and memory
+    try:
+        request: PredictRequest = _REQUEST.validate_json(body)
+    except ValidationError:
+        return None
+    # No key is unknown and none is escaped, so each quotation mark beyond these belongs to a key that is there twice.
+    strings = len(request) + _KEYS_OF_OBSERVATION * len(request["observations"]) + ("state" in request)
+    return request if quotes == 2 * strings else None
+
+
+def _read_strictly(body: bytes | bytearray) -> PredictRequest:
+    document = strict_json.parse(body)
+    if isinstance(document, dict) and len(document) > MAX_FINDINGS:
+        raise SchemaMismatch(f"body: {len(document)} fields do not fit a request; send observations and options")
+    try:
+        return _REQUEST.validate_python(document)
+    except ValidationError as error:
+        raise _refusal(error) from None
 
 
 def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray | None:
@@ -119,7 +128,7 @@ def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArra
     lengths = [(row, len(observation["sensors"])) for row, observation in enumerate(observations)]
     wrong = [(row, length) for row, length in lengths if length != sensors]
     if wrong:
-        raise _details(
+        raise listing(
             ShapeMismatch,
             [
                 (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
@@ -128,69 +137,32 @@ def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArra
             len(wrong),
         )
     exact = np.array([[o["speed"], o["steering"], *o["sensors"]] for o in observations], np.float64)
-    fields = card.observation.fields
-    with np.errstate(over="ignore"):
-        rounded = exact.astype(np.float32)
-    low, high = card.observation.bounds
-    outside = np.argwhere(~((rounded >= low) & (rounded <= high)))
-    if len(outside):
-        raise _details(
-            OutOfRange,
-            [
-                (
-                    f"observations[{row}].{_column_path(column)}",
-                    f"{fields[column].name} must lie within [{fields[column].low}, {fields[column].high}] "
-                    f"{fields[column].unit}, got {exact[row, column]}",
-                    "out_of_range",
-                )
-                for row, column in outside[:MAX_DETAILS]
-            ],
-            len(outside),
-        )
-    return rounded
+    return within_bounds(exact, card)
 
 
-def _column_path(column: int) -> str:
-    return ("speed", "steering")[column] if column < 2 else f"sensors[{column - 2}]"
-
-
-def _details(error: type[RequestError], findings: Sequence[tuple[str, str, str]], total: int) -> RequestError:
-    details: list[ErrorDetail] = [{"loc": loc, "msg": msg, "type": kind} for loc, msg, kind in findings[:MAX_DETAILS]]
-    more = f" (and {total - 1} more)" if total > 1 else ""
-    return error(f"{findings[0][0]}: {findings[0][1]}{more}", details)
-
-
-def _refusal(body: bytes | bytearray, error: ValidationError) -> RequestError:
+def _refusal(error: ValidationError) -> RequestError:
     if error.error_count() > MAX_FINDINGS:
         return SchemaMismatch(f"body: {error.error_count()} fields do not fit a request; send observations and options")
     errors = error.errors(include_url=False)
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return _unreadable(bytes(body), first["ctx"]["error"])
-    if any(isinstance(error["input"], float) and not math.isfinite(error["input"]) for error in errors):
-        return InvalidJson("body: NaN, Infinity and numbers beyond float64 are not JSON numbers; send finite numbers")
     findings = [(_path(error["loc"]) or "body", _finding(error), error["type"]) for error in errors]
-    return _details(_class_of(first), findings, len(findings))
-
-
-def _unreadable(body: bytes, reason: str) -> RequestError:
-    try:
-        if body.decode("utf-8").startswith("\ufeff"):
-            return InvalidEncoding("body: starts with a byte order mark; send UTF-8 without one")
-    except UnicodeDecodeError as error:
-        return InvalidEncoding(f"body: not UTF-8 at byte {error.start}; send JSON encoded in UTF-8")
-    return InvalidJson(f"body: not a JSON document: {reason}")
+    return listing(_class_of(errors[0]), findings, len(findings))
 
 
 def _class_of(error: ErrorDetails) -> type[RequestError]:
-    loc = error["loc"]
+    loc, value = error["loc"], error["input"]
     if loc[:1] in (("deterministic",), ("seed",), ("log_prob",)) and error["type"] != "missing":
         return InvalidOption
     if loc[:1] in (("state",), ("episode_start",)):
         return InvalidState
-    if loc[2:3] == ("sensors",) and len(loc) == 4 and isinstance(error["input"], list):
+    if loc[2:3] == ("sensors",) and len(loc) == 4 and isinstance(value, list):
         return ShapeMismatch
+    if error["type"] == "float_type" and isinstance(value, int) and not isinstance(value, bool):
+        return OutOfRange  # an integer that no float64 holds
     return SchemaMismatch
+
+
+_KINDS = {"dict_type": "an object", "list_type": "an array"}
+"""What JSON calls what pydantic names as Python does."""
 
 
 def _path(loc: Sequence[int | str]) -> str:
@@ -203,7 +175,8 @@ def _finding(error: ErrorDetails) -> str:
         return "this field is required, but missing"
     if error["type"] == "extra_forbidden":
         return "not a field of a request; remove it"
-    return f"expected {error['msg'].removeprefix('Input should be ')}, got {_what(error['input'])}"
+    wanted = _KINDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
+    return f"expected {wanted}, got {_what(error['input'])}"
 
 
 def _what(value: Any) -> str:
