@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from carla_policy_tools.configuration import LOOPBACK, Ports, load_profile
+from carla_policy_tools.configuration import LOOPBACK, Ports, SizeLimits, load_profile
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.records import Registry, VersionRecord
 from carla_policy_tools.paths import MODEL_NAME
@@ -87,9 +87,9 @@ class PretendedServer:
 
     def endpoint(self, run_dir: Path, **more: Any) -> Endpoint:
         ports = Ports(self.port, self.port, self.port, 0, 0, 0)
-        return Endpoint(
-            **{"state": "ready", "pid": 1, "ports": ports, "profile": "realtime", "run_dir": run_dir, **more}
-        )
+        limits = SizeLimits.of([PROFILE])
+        own = {"state": "ready", "pid": 1, "ports": ports, "profile": "realtime", "limits": limits, "run_dir": run_dir}
+        return Endpoint(**{**own, **more})
 
     @contextmanager
     def running(self) -> Iterator[PretendedServer]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from carla_policy_tools.configuration import Ports
+from carla_policy_tools.configuration import Ports, SizeLimits
 from carla_policy_tools.lifecycle import endpoint as endpoint_module
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced, find_server, require_server
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
@@ -29,8 +29,8 @@ def file(tmp_path: Path) -> RegistryFile:
 
 def endpoint(**more: Any) -> Endpoint:
     ports = Ports(8080, 8081, 8082, 8083, 7070, 7071)
-    values = {"state": "ready", "pid": os.getpid(), "ports": ports, "profile": "realtime", "run_dir": Path("/run/x")}
-    return Endpoint(**{**values, **more})
+    own = {"ports": ports, "profile": "realtime", "limits": SizeLimits(1, 1), "run_dir": Path("/run/x")}
+    return Endpoint(**{"state": "ready", "pid": os.getpid(), **own, **more})
 
 
 def announce(file: RegistryFile, begun: Connection) -> None:

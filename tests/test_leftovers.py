@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from carla_policy_tools.configuration import Ports
+from carla_policy_tools.configuration import Ports, SizeLimits
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.leftovers import LOCK_FILE, RUN_DIRECTORY_PREFIX, end_processes, remove_copies
@@ -49,7 +49,8 @@ def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def killed(run_dir: Path) -> Endpoint:
     """What a killed server that ran in `run_dir` had announced."""
-    return Endpoint(state="ready", pid=1, ports=Ports(1, 2, 3, 4, 5, 6), profile="realtime", run_dir=run_dir)
+    ports, limits = Ports(1, 2, 3, 4, 5, 6), SizeLimits(1, 1)
+    return Endpoint(state="ready", pid=1, ports=ports, profile="realtime", limits=limits, run_dir=run_dir)
 
 
 def test_processes_of_a_dead_run_are_ended(run: Run, tmp_path: Path) -> None:

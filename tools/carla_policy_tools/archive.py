@@ -95,6 +95,16 @@ def unpack(archive: Path, directory: Path) -> None:
         )
 
 
+def with_config(directory: Path, config: bytes) -> bytes:
+    """The archive of the verified, unpacked version in `directory`, with `config` as its `model-config.yaml`.
+
+    For a server's own copy: everything else of it, and so everything that a worker executes, stays as it was.
+    """
+    (directory / CONFIG_FILE).write_bytes(config)
+    (directory / DIGESTS_FILE).write_text(dump_digests(directory_digests(directory)))
+    return _zip(directory)
+
+
 def check(archive: Path, directory: Path) -> ModelCard:
     """Unpack `archive` into the empty `directory` and check bytes, digests, card and names; nothing of it runs."""
     unpack(archive, directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +17,12 @@ from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, arch
 LOOPBACK = "127.0.0.1"
 
 
+MAX_BYTES = 2**31 - 1
+"""TorchServe keeps sizes as signed 32-bit numbers."""
+
+
 class Profile(BaseModel):
-    """Workers, batching and time-outs for every version; the files are in `config/profiles`."""
+    """Workers, batching, time-outs and limits for a version; the files are in `config/profiles`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -27,8 +31,51 @@ class Profile(BaseModel):
     max_batch_delay_ms: Annotated[int, Field(ge=0)]
     response_timeout_s: PositiveInt
     startup_timeout_s: PositiveInt
+    retry_window_s: PositiveInt = 10
+    """So long a worker that does not start is tried again; then only `carla-policy reconcile` brings it back."""
+    queue_size: PositiveInt = 256
+    """Requests that may wait for a worker; the next one is answered 503."""
+    max_request_bytes: Annotated[int, Field(ge=1024, le=MAX_BYTES)] = 16 << 20
+    """Of a body; a larger one is answered 413. A server has one such limit: the largest that a version asks for."""
+    max_response_bytes: Annotated[int, Field(ge=1024, le=MAX_BYTES)] = 16 << 20
+    """Of an answer's body; the server's limit is the largest that a version asks for."""
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
+
+    def model_config_yaml(self) -> bytes:
+        """What TorchServe 0.12 takes from the `model-config.yaml` of an archive, and from nowhere else or not reliably.
+
+        It prefers these time-outs to those of a registration, even where the file leaves them out: then they are 120 s.
+        It knows the retry window and a version's own queue size only from here. Workers and batching are parameters of
+        the registration.
+        """
+        return (
+            f"responseTimeout: {self.response_timeout_s}\n"
+            f"startupTimeout: {self.startup_timeout_s}\n"
+            f"maxRetryTimeoutInSec: {self.retry_window_s}\n"
+            f"jobQueueSize: {self.queue_size}\n"
+        ).encode()
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """Largest bodies of requests and answers, in bytes: a server has one of each for all of its versions."""
+
+    request: int
+    response: int
+
+    @classmethod
+    def of(cls, profiles: Iterable[Profile]) -> SizeLimits:
+        """What gives no version less than its profile says."""
+        sizes = [(profile.max_request_bytes, profile.max_response_bytes) for profile in profiles]
+        return cls(max(request for request, _ in sizes), max(response for _, response in sizes))
+
+    def shortage(self, profile: Profile) -> str | None:
+        """What a server with these limits cannot give a version with `profile`, in words."""
+        for name, limit in (("max_request_bytes", self.request), ("max_response_bytes", self.response)):
+            if getattr(profile, name) > limit:
+                return f"its profile has {name} {getattr(profile, name)}, but this server was started with {limit}"
+        return None
 
 
 def profile_names() -> list[str]:
@@ -114,7 +161,8 @@ def bound(port: int, option: str) -> socket.socket:
 
 
 def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path) -> Mapping[str, str]:
-    """The checked-in `config.properties`, with the addresses, the store and the versions to load."""
+    """The checked-in `config.properties`, with the addresses, the store, the limits and the versions to load."""
+    limits = SizeLimits.of(versions.values())
     return read_properties(CONFIG_PROPERTIES) | {
         "inference_address": ports.url("inference"),
         "management_address": ports.url("management"),
@@ -123,6 +171,11 @@ def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, 
         "grpc_management_port": str(ports.grpc_management),
         "metrics_config": str(CONFIG / "metrics.yaml"),
         "model_store": str(store.resolve()),
+        "max_request_size": str(limits.request),
+        "max_response_size": str(limits.response),
+        "job_queue_size": str(versions[promoted].queue_size),
+        "default_response_timeout": str(versions[promoted].response_timeout_s),
+        "default_startup_timeout": str(versions[promoted].startup_timeout_s),
         "model_snapshot": _snapshot(versions, promoted),
     }
 

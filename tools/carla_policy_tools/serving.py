@@ -16,7 +16,8 @@ import requests
 
 from carla_policy.digests import file_digest
 from carla_policy.errors import ArtifactError
-from carla_policy_tools.configuration import Ports, Profile, properties
+from carla_policy_tools.archive import with_config
+from carla_policy_tools.configuration import Ports, Profile, SizeLimits, properties
 from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
@@ -83,6 +84,7 @@ def serve(
                     pid=os.getpid(),
                     ports=ports,
                     profile=declaration.profiles[declaration.promoted],
+                    limits=SizeLimits.of(declaration.settings().values()),
                     run_dir=directory,
                 )
                 announcement.say(endpoint)
@@ -148,7 +150,10 @@ def _watch(server: TorchServe, registry_file: RegistryFile, ports: Ports, on_tro
 def _take_copies(
     declaration: Declaration, settings: Mapping[str, Profile], store: Path, copies: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Copy the archives to where the server loads from, each checked as a copy; digests and git SHAs by version."""
+    """Copy the archives to where the server loads from, each checked as a copy; digests and git SHAs by version.
+
+    A copy then gets its profile's time-outs and limits, see `Profile.model_config_yaml`.
+    """
     shutil.rmtree(copies, ignore_errors=True)
     copies.mkdir()
     digests, git_shas = {}, {}
@@ -170,6 +175,7 @@ def _take_copies(
                     f"{archive}: has changed since {version} was registered: expected {registered}, got "
                     f"{digests[version]}; put that archive back, or `carla-policy retire {version}`"
                 )
+            copy.write_bytes(with_config(Path(scratch), profile.model_config_yaml()))
     return digests, git_shas
 
 

@@ -90,6 +90,8 @@ class TorchServe:
             "LOG_LOCATION": str(logs),
             "METRICS_LOCATION": str(logs),
             "CARLA_POLICY_DRAIN_FILE": str(self.drain_file),
+            # TorchServe kills a worker whose answer is larger, so the handler must not let one out.
+            "CARLA_POLICY_MAX_RESPONSE_BYTES": self._settings["max_response_size"],
             # A worker's directory holds exactly the archive's files, also after it has run.
             "PYTHONDONTWRITEBYTECODE": "1",
         }

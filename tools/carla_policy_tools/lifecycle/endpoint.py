@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from carla_policy_tools.configuration import Ports
+from carla_policy_tools.configuration import Ports, SizeLimits
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 
 _GLANCE_S = 1.0
@@ -34,11 +34,12 @@ class Endpoint(BaseModel):
     ports: Ports
     profile: str
     """What it was started with, and what versions are registered with unless told otherwise."""
+    limits: SizeLimits
     run_dir: Path
 
     @property
     def store(self) -> Path:
-        """The server's own copies of the archives that it was told to load."""
+        """The server's own copies of the archives that it was told to load, with their profiles in them."""
         return self.run_dir / "store"
 
     @property

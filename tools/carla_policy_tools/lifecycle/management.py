@@ -84,8 +84,8 @@ class Management:
     def register(self, version: str, profile: Profile) -> None:
         """Begin to load a version from the server's store; returns at once.
 
-        A synchronous call would hold up an event loop that predictions share. Response and start-up time-outs are
-        those in the archive's own configuration: TorchServe 0.12 prefers them to these parameters.
+        A synchronous call would hold up an event loop that predictions share. Time-outs and queue size are in the
+        archive of the server's store, see `Profile.model_config_yaml`.
         """
         parameters: dict[str, str | int] = {
             "url": archive_name(version),
@@ -93,8 +93,6 @@ class Management:
             "initial_workers": profile.workers,
             "batch_size": profile.batch_size,
             "max_batch_delay": profile.max_batch_delay_ms,
-            "response_timeout": profile.response_timeout_s,
-            "startup_timeout": profile.startup_timeout_s,
             "synchronous": "false",
         }
         _check(self._session.post(self._models, params=parameters, timeout=TIMEOUT_S), f"register {version}")

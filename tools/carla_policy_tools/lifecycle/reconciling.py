@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from carla_policy.digests import file_digest
 from carla_policy.errors import ArtifactError
@@ -14,7 +16,7 @@ from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
 from carla_policy_tools.lifecycle.intents import intent, under_way
 from carla_policy_tools.lifecycle.management import Management, ServedVersion
 from carla_policy_tools.lifecycle.records import VersionRecord
-from carla_policy_tools.lifecycle.registering import wait_ready
+from carla_policy_tools.lifecycle.registering import configure, wait_ready
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.lifecycle.status import Status, profiles_of, read_status
@@ -66,21 +68,26 @@ def _restore(
     if served is not None and _recovers(management, served, version, profile):
         return
     on_step(f"loading {version}")
-    copy = endpoint.store / archive_name(version)
-    if not copy.is_file() or file_digest(copy) != record.digest:
-        archive = registry_file.store / copy.name
-        endpoint.store.mkdir(exist_ok=True)
-        shutil.copyfile(archive, copy)
-        if file_digest(copy) != record.digest:
-            copy.unlink()
-            raise ArtifactError(f"{archive}: has changed since {version} was registered; put {record.digest} back")
     if served is None:
+        _take(registry_file.store / archive_name(version), endpoint, version, profile, record)
         management.register(version, profile)
     else:
         # Workers that TorchServe has given up come back only when their number is changed.
         management.scale(version, 0)
         management.scale(version, profile.workers)
     wait_ready(management, version, profile.workers, log, time.monotonic() + profile.startup_timeout_s)
+
+
+def _take(archive: Path, endpoint: Endpoint, version: str, profile: Profile, record: VersionRecord) -> None:
+    """Copy the archive that was registered to where the server loads from, with its profile in it."""
+    endpoint.store.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch:
+        copy = Path(scratch, archive.name)
+        shutil.copyfile(archive, copy)
+        if file_digest(copy) != record.digest:
+            raise ArtifactError(f"{archive}: has changed since {version} was registered; put {record.digest} back")
+        configure(copy, profile)
+        copy.replace(endpoint.store / archive.name)
 
 
 def _recovers(management: Management, served: ServedVersion, version: str, profile: Profile) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import requests
 
 from carla_policy.errors import ArtifactError
+from carla_policy_tools.archive import check, with_config
 from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
 from carla_policy_tools.keys import load_public_keys
@@ -61,6 +62,8 @@ def register(
     endpoint = require_server(registry_file)
     name = profile_source(profile or endpoint.profile)
     settings = load_profile(name)
+    if shortage := endpoint.limits.shortage(settings):
+        raise RegistryError(f"{version}: {shortage}; choose another --profile, or start the server again with this one")
     with Management(endpoint.ports.url("management")) as management:
         check_can_register(settle(registry_file, management), management, version)
         with intent(registry_file, "register", version):
@@ -95,7 +98,10 @@ def check_can_register(registry: Registry, management: Management, version: str)
 
 
 def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
-    """Copy an archive to where the server loads from, verified as a copy: what is loaded is what was verified."""
+    """Copy an archive to where the server loads from, verified as a copy: what is loaded is what was verified.
+
+    Only its profile's time-outs and limits are put in, see `Profile.model_config_yaml`.
+    """
     if not archive.is_file():
         available = ", ".join(archived_versions(archive.parent)) or "no archive"
         raise ArtifactError(f"{archive}: not found; the store has {available}; `carla-policy build` makes archives")
@@ -105,8 +111,16 @@ def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
         shutil.copyfile(archive, copy)
         trusted_keys = load_public_keys(settings.trusted_keys)
         verification = verify(copy, trusted_keys=trusted_keys, original=archive, timeout_s=settings.startup_timeout_s)
+        configure(copy, settings)
         copy.replace(endpoint.store / archive.name)
     return verification
+
+
+def configure(copy: Path, settings: Profile) -> None:
+    """Put the time-outs and limits of a profile into the server's own, verified copy of an archive."""
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=copy.parent) as unpacked:
+        check(copy, Path(unpacked))
+        copy.write_bytes(with_config(Path(unpacked), settings.model_config_yaml()))
 
 
 def _try_out(
@@ -146,9 +160,7 @@ def wait_ready(management: Management, version: str, workers: int, log: WorkerLo
     """Return when `workers` workers are READY; `RegistryError` with the worker's words as soon as one has failed."""
     while True:
         served = management.version(version)
-        if served is not None and served.min_workers != workers:
-            management.scale(version, workers)  # the archive's own configuration says how many it is registered with
-        elif served is not None and served.ready_workers >= workers:
+        if served is not None and served.ready_workers >= workers:
             return
         if log.has_failed():
             time.sleep(LAST_WORDS_S)
