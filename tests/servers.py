@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -20,10 +21,17 @@ __all__ = ["COMMAND", "ServeProcess"]
 class ServeProcess(servers.ServeProcess):
     """A context manager around `carla-policy serve --json`; `ready` is what it printed when it was."""
 
-    def __init__(self, store: Path, *options: str, registry: Path | None = None) -> None:
+    def __init__(
+        self,
+        store: Path,
+        *options: str,
+        registry: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Serves `store` with a registry of its own, unless one is given."""
         self._own = TemporaryDirectory(prefix="carla-policy-test-")
-        super().__init__(store, *options, registry=registry or Path(self._own.name, "registry.json"))
+        own = registry or Path(self._own.name, "registry.json")
+        super().__init__(store, *options, registry=own, environment=environment)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

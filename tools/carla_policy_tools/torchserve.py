@@ -21,6 +21,7 @@ import ts
 
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
+from carla_policy_tools.keys import PASSPHRASE_VARIABLE
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import CONFIG
@@ -33,6 +34,9 @@ LAST_WORDS_S = 0.5
 LAST_LINES = 15
 MAX_TEMP_PATH = 70
 """Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
+WITHHELD = frozenset({"PYTHONPATH", PASSPHRASE_VARIABLE})
+"""What the server and its workers do not get of the environment: a PYTHONPATH would put other modules before those that
+an archive carries, and the passphrase of a signing key is nothing for the code of a policy."""
 
 
 class ServerError(RuntimeError):
@@ -83,8 +87,7 @@ class TorchServe:
         config = self.run_dir / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
         environment = {
-            # A PYTHONPATH would put other modules before those that an archive carries.
-            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            **{name: value for name, value in os.environ.items() if name not in WITHHELD},
             "TMPDIR": str(temp),
             "TEMP": str(temp),
             "LOG_LOCATION": str(logs),
