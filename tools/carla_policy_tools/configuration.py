@@ -160,8 +160,13 @@ def bound(port: int, option: str) -> socket.socket:
     return listener
 
 
-def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path) -> Mapping[str, str]:
-    """The checked-in `config.properties`, with the addresses, the store, the limits and the versions to load."""
+def properties(
+    *, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path, frozen: bool = False
+) -> Mapping[str, str]:
+    """The checked-in `config.properties`, with the addresses, the store, the limits and the versions to load.
+
+    With `frozen`, the management API neither registers nor unregisters.
+    """
     limits = SizeLimits.of(versions.values())
     return read_properties(CONFIG_PROPERTIES) | {
         "inference_address": ports.url("inference"),
@@ -171,6 +176,7 @@ def properties(*, versions: Mapping[str, Profile], promoted: str, ports: Ports, 
         "grpc_management_port": str(ports.grpc_management),
         "metrics_config": str(CONFIG / "metrics.yaml"),
         "model_store": str(store.resolve()),
+        **({"enable_model_api": "false"} if frozen else {}),
         "max_request_size": str(limits.request),
         "max_response_size": str(limits.response),
         "job_queue_size": str(versions[promoted].queue_size),

@@ -48,6 +48,7 @@ class Request:
     promote: str | None = None
     profile: str | None = None
     run_dir: Path | None = None
+    frozen: bool = False
 
 
 class StopRequested(BaseException):
@@ -85,6 +86,7 @@ def serve(
                     ports=ports,
                     profile=declaration.profiles[declaration.promoted],
                     limits=SizeLimits.of(declaration.settings().values()),
+                    frozen=request.frozen,
                     run_dir=directory,
                 )
                 announcement.say(endpoint)
@@ -105,7 +107,13 @@ def _run(
     registry_file, ports = request.registry_file, endpoint.ports
     settings = declaration.settings()
     digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
-    started = properties(versions=settings, promoted=declaration.promoted, ports=ports, store=endpoint.store)
+    started = properties(
+        versions=settings,
+        promoted=declaration.promoted,
+        ports=ports,
+        store=endpoint.store,
+        frozen=endpoint.frozen,
+    )
     with TorchServe(started, ports, endpoint.run_dir) as server:
         try:
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
@@ -223,4 +231,5 @@ def describe(declaration: Declaration, endpoint: Endpoint) -> dict[str, object]:
         "pid": endpoint.pid,
         "server_pid": endpoint.server_pid,
         "run_dir": str(endpoint.run_dir),
+        "frozen": endpoint.frozen,
     }

@@ -39,6 +39,9 @@ def serve(
     run_dir: Annotated[
         Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
     ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="No version joins or leaves: its management API is closed for that.")
+    ] = False,
     store: Store = MODEL_STORE,
     registry: Registry = None,
     as_json: Json = False,
@@ -64,6 +67,7 @@ def serve(
         promote=promote,
         profile=profile,
         run_dir=run_dir,
+        frozen=frozen,
     )
     status = err.status("starting")
 

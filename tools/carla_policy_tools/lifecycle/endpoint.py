@@ -35,6 +35,8 @@ class Endpoint(BaseModel):
     profile: str
     """What it was started with, and what versions are registered with unless told otherwise."""
     limits: SizeLimits
+    frozen: bool = False
+    """Whether no version can join or leave before it ends."""
     run_dir: Path
 
     @property
@@ -109,6 +111,15 @@ def require_server(registry_file: RegistryFile) -> Endpoint:
     if endpoint.state != "ready":
         raise RegistryError(f"the server of {registry_file.path} is {endpoint.state}; try again when it is ready")
     return endpoint
+
+
+def check_not_frozen(endpoint: Endpoint, version: str) -> None:
+    """`RegistryError` if versions cannot join or leave this server."""
+    if endpoint.frozen:
+        raise RegistryError(
+            f"{version}: the versions of this server are fixed, it was started with --frozen; start it without that, "
+            "change versions, and start it with --frozen again"
+        )
 
 
 def _is_filled(path: Path) -> bool:

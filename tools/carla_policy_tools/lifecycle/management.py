@@ -110,6 +110,8 @@ class Management:
 
     def unregister(self, version: str) -> None:
         """Remove a version at once: whatever it still works on or has queued is never answered. Drain it before."""
+        if self.version(version) is None:
+            return
         answer = self._session.delete(f"{self._model}/{version}", timeout=TIMEOUT_S)
         if answer.status_code != 404:
             _check(answer, f"retire {version}")

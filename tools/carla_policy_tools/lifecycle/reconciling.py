@@ -31,8 +31,9 @@ RECOVERY_S = 5.0
 def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lambda _: None) -> Status:
     """Load what is missing, promote what is declared, restart what has died, remove what nobody declared.
 
-    Versions that another operator is changing at this moment are left alone. Returns the status afterwards; what
-    cannot be mended here, such as a changed archive, is still in its `drift`.
+    Versions that another operator is changing at this moment are left alone, and on a frozen server none is loaded or
+    removed. Returns the status afterwards; what cannot be mended here, such as a changed archive, is still in its
+    `drift`.
     """
     endpoint = require_server(registry_file)
     with Management(endpoint.ports.url("management")) as management:
@@ -47,7 +48,8 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
             if registry.promoted and registry.promoted not in changing and management.default() != registry.promoted:
                 on_step(f"promoting {registry.promoted}")
                 management.set_default(registry.promoted)
-            for version in management.versions().keys() - registry.versions.keys() - changing:
+            undeclared = management.versions().keys() - registry.versions.keys() - changing
+            for version in () if endpoint.frozen else undeclared:
                 on_step(f"removing {version}")
                 pass_queue(management, version, DRAIN_TIMEOUT_S)
                 management.unregister(version)
@@ -65,6 +67,8 @@ def _restore(
 ) -> None:
     log = WorkerLog(endpoint.log_file, version)
     served = management.version(version)
+    if served is None and endpoint.frozen:
+        return
     if served is not None and _recovers(management, served, version, profile):
         return
     on_step(f"loading {version}")

@@ -18,7 +18,7 @@ from carla_policy_tools.archive import check, with_config
 from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
 from carla_policy_tools.keys import load_public_keys
-from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
+from carla_policy_tools.lifecycle.endpoint import Endpoint, check_not_frozen, require_server
 from carla_policy_tools.lifecycle.events import Event
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import POLL_S, Management
@@ -60,6 +60,7 @@ def register(
     against it, with the worker's own words.
     """
     endpoint = require_server(registry_file)
+    check_not_frozen(endpoint, version)
     name = profile_source(profile or endpoint.profile)
     settings = load_profile(name)
     if shortage := endpoint.limits.shortage(settings):
