@@ -19,10 +19,12 @@ class Java:
 
     @property
     def flags(self) -> list[str]:
-        """JVM flags that TorchServe needs on this Java: from 24 on, its libraries' use of native code is announced."""
-        if self.major < 24:
-            return []
-        return ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+        """JVM flags that TorchServe needs on this Java: from 24 on, its libraries' use of native code is announced.
+
+        A server without memory ends, so that it can be started again: it would go on with some of its threads.
+        """
+        native = ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+        return ["-XX:+ExitOnOutOfMemoryError", *(native if self.major >= 24 else ())]
 
 
 def find_java() -> Java:
