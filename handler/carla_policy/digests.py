@@ -32,9 +32,19 @@ def file_digest(path: Path) -> str:
 
 
 def directory_digests(directory: Path) -> dict[str, str]:
-    """Digest of every file below `directory` but `digests.json`, by its path with forward slashes."""
-    names = {path: path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()}
+    """Digest of every file below `directory` but `digests.json`, by its path with forward slashes.
+
+    `ArtifactError` for what is no plain file: a link's target may change, and one to a directory would hide modules.
+    """
+    names = {path: path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*"))}
+    if strangers := [name for path, name in names.items() if not _is_plain(path)]:
+        raise ArtifactError(f"{', '.join(strangers)}: expected plain files, got a link or device; it may change")
+    names = {path: name for path, name in names.items() if path.is_file()}
     return {name: file_digest(path) for path, name in names.items() if name != DIGESTS_FILE}
+
+
+def _is_plain(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir())
 
 
 def dump_digests(digests: Mapping[str, str]) -> str:
@@ -49,7 +59,7 @@ def verify_directory(directory: Path) -> dict[str, str]:
     try:
         text = (directory / DIGESTS_FILE).read_text("utf-8")
         expected = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{DIGESTS_FILE}: cannot be read: {error}") from None
     strings = isinstance(expected, dict) and all(isinstance(value, str) for value in expected.values())
     listed = {name: digest for name, digest in expected.items() if name != DIGESTS_FILE} if strings else {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_policy.arrays import load_arrays
+from carla_policy.arrays import first_not_finite, load_arrays
 from carla_policy.card import ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
@@ -72,8 +72,8 @@ def load_detector(path: Path, spec: OodSpec, card: ModelCard, features: int) -> 
         array = arrays[key]
         if array.dtype != np.float64 or array.shape != shape or 0 in shape:
             raise ArtifactError(f"{path.name}: {key}: expected float64 {shape}, got {array.dtype} {array.shape}")
-        if not np.isfinite(array).all():
-            raise ArtifactError(f"{path.name}: {key}: expected finite numbers")
+        if found := first_not_finite(array):
+            raise ArtifactError(f"{path.name}: {key}: expected finite numbers, but {found}")
     low, high = widened(np.array([field.seen for field in card.observation.fields]), spec.range_margin)
     return NoveltyDetector(low, high, arrays["mean"], arrays["whitening"], spec.threshold)
 

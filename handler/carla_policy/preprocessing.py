@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_policy.arrays import load_arrays
+from carla_policy.arrays import first_not_finite, load_arrays
 from carla_policy.card import PREPROCESSOR_FILE, ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
@@ -82,9 +82,11 @@ def load_compiled(path: Path, card: ModelCard) -> CompiledPreprocessor:
         number, _, operation = key.partition("_")
         if number != f"{index:03d}" or operation not in OPERATIONS:
             raise ArtifactError(f"{path.name}: {key}: not a step of a compiled preprocessor")
-        if operand.dtype != dtype or operand.shape != (columns,) or not np.isfinite(operand).all():
+        if operand.dtype != dtype or operand.shape != (columns,):
             expected = f"{columns} finite numbers of type {dtype}"
             raise ArtifactError(f"{path.name}: {key}: expected {expected}, got {operand.dtype} {operand.shape}")
+        if found := first_not_finite(operand):
+            raise ArtifactError(f"{path.name}: {key}: expected finite numbers, but {found}")
         steps.append(Step(operation, operand))
     return CompiledPreprocessor(tuple(steps), dtype, selection)
 

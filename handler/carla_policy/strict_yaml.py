@@ -9,11 +9,14 @@ import yaml
 
 from carla_policy.errors import ArtifactError
 
+MAX_BYTES = 1 << 20
 FLOAT_OF_YAML_1_2 = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 def parse_yaml(data: bytes, name: str) -> Any:
     """The one document in `data`; `ArtifactError` begins with `name`."""
+    if len(data) > MAX_BYTES:
+        raise ArtifactError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
     try:
         return yaml.load(data, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
@@ -26,15 +29,20 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError("aliases are not allowed")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(f"tags are not allowed, got {event.tag!r}")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
+        seen: set[str] = set()
+        for key in keys:
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", node.start_mark)
-            if key in keys[:position]:
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

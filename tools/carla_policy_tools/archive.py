@@ -26,6 +26,7 @@ from carla_policy.digests import DIGESTS_FILE, directory_digests, dump_digests
 from carla_policy.errors import ArtifactError
 from carla_policy.integrity import verify_files
 from carla_policy.preprocessing import COMPILED_FILE, CompiledPreprocessor
+from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.paths import CONFIG, HANDLER_SOURCES, MODEL_NAME, archive_name
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
@@ -34,6 +35,11 @@ CONFIG_FILE = "model-config.yaml"
 ROOT_FILES = frozenset(
     {*ARTIFACT_FILES, CARD_FILE, COMPILED_FILE, DIGESTS_FILE, MANIFEST_FILE, HANDLER_FILE, CONFIG_FILE}
 )
+CONFIG_KEYS = frozenset(
+    {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout"}
+    | {"startupTimeout", "maxRetryTimeoutInSec", "jobQueueSize"}
+)
+MAX_CONFIG_VALUE = 100_000
 MAX_ENTRIES = 1_000
 MAX_UNPACKED_BYTES = 4 << 30
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -69,7 +75,7 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
         content = export / MODEL_NAME
         manifest = json.loads((content / MANIFEST_FILE).read_text())
         manifest["createdOn"] = card.created.strftime("%d/%m/%Y %H:%M:%S")
-        (content / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        (content / MANIFEST_FILE).write_text(_manifest_text(manifest))
         (content / DIGESTS_FILE).write_text(dump_digests(directory_digests(content)))
         return _zip(content)
 
@@ -115,14 +121,40 @@ def check(archive: Path, directory: Path) -> ModelCard:
 
 def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
     try:
-        model = json.loads((directory / MANIFEST_FILE).read_text())["model"]
+        text = (directory / MANIFEST_FILE).read_text("utf-8")
+        manifest = json.loads(text)
+        model = manifest["model"]
         named = (model["modelName"], model["modelVersion"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{MANIFEST_FILE}: not a manifest of torch-model-archiver: {error!r}") from None
     if named != (MODEL_NAME, card.version):
         raise ArtifactError(f"{MANIFEST_FILE}: names {' '.join(map(str, named))}, the card {MODEL_NAME} {card.version}")
+    started = {"handler": HANDLER_FILE, "serializedFile": card.model_file, "configFile": CONFIG_FILE}
+    expected = {
+        **{key: manifest.get(key) for key in ("archiverVersion", "createdOn")},
+        "model": {"modelName": MODEL_NAME, "modelVersion": card.version, **started},
+        "runtime": "python",
+    }
+    if text != _manifest_text(expected):
+        raise ArtifactError(f"{MANIFEST_FILE}: expected {_manifest_text(expected)!r}, got {text!r:.500}")
+    _check_config(directory / CONFIG_FILE)
     if archive.name != archive_name(card.version):
         raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
+
+
+def _manifest_text(manifest: object) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+
+
+def _check_config(path: Path) -> None:
+    """Numbers under the keys that a build packs: others start processes, install packages or run other code."""
+    config = parse_yaml(path.read_bytes(), path.name)
+    if not isinstance(config, dict) or config.keys() - CONFIG_KEYS:
+        strangers = sorted(config.keys() - CONFIG_KEYS) if isinstance(config, dict) else [type(config).__name__]
+        raise ArtifactError(f"{path.name}: {', '.join(strangers)}: not a key of an archive; {sorted(CONFIG_KEYS)} are")
+    for key, value in config.items():
+        if type(value) is not int or not 0 < value <= MAX_CONFIG_VALUE:
+            raise ArtifactError(f"{path.name}: {key}: expected 1 to {MAX_CONFIG_VALUE}, got {value!r:.80}")
 
 
 def _read_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

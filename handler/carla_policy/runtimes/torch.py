@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,9 +60,17 @@ def _load_torchscript(path: Path, device: torch.device) -> Callable[..., Any]:
 def _load_exported(path: Path, device: torch.device) -> Callable[..., Any]:
     from torch.export.passes import move_to_device_pass
 
-    with _tensors_only():
-        program = torch.export.load(path)
+    program = load_program(path)
     return move_to_device_pass(program, device).module() if device.type != "cpu" else program.module()
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """The program in `path`; `ArtifactError` for compiled code, which torch.export would load and run."""
+    with zipfile.ZipFile(path) as packed:
+        if compiled := [name for name in packed.namelist() if "/data/aotinductor/" in f"/{name}"]:
+            raise ArtifactError(f"{path.name}: {compiled[0]}: compiled code; expected what torch.export.save writes")
+    with _tensors_only():
+        return torch.export.load(path)
 
 
 @contextmanager

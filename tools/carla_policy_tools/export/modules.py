@@ -20,6 +20,7 @@ import torch
 from sklearn.preprocessing import FunctionTransformer
 
 from carla_policy.golden import FloatArray
+from carla_policy.runtimes.torch import load_program
 from carla_policy.specs import ActionSpec, ContinuousActionSpec, HeadSpec, ObservationSpec
 from carla_policy_tools.export import reference
 from carla_policy_tools.export.errors import ExportError
@@ -102,7 +103,7 @@ def load_file(path: Path, *, card: Mapping[str, Any], preprocessor: Any) -> Modu
         if path.suffix == ".onnx":
             forward = _onnx_forward(path)
         elif path.suffix == ".pt2":
-            forward = _torch_forward(torch.export.load(path).module())
+            forward = _torch_forward(load_program(path).module())
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
