@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from carla_policy_tools.urls import prediction_url
 
 STOP_TIMEOUT_S = 5.0
+WARM_UP_TIMEOUT_S = 60.0
 _SENDER = Path(__file__).with_name("sender.py")
 
 
@@ -99,6 +100,7 @@ class Load:
         }
         self.sent: list[Sent] = []
         self._timeout_s = pace.timeout_s
+        self._rate = pace.rate
         self._process: subprocess.Popen[str]
         self._reader: threading.Thread
 
@@ -146,6 +148,16 @@ class Load:
             raise RuntimeError(f"the process that sends the load ended with status {status}")
         return self.sent
 
+    def rest(self, quiet_s: float, warm_up_s: float = 1.0) -> float:
+        """Return `quiet_s` after the server has answered the requests of `warm_up_s`; when that was.
+
+        What is sent from then until the return is undisturbed.
+        """
+        self.wait_answered(round(self._rate * warm_up_s), timeout_s=WARM_UP_TIMEOUT_S)
+        quiet = time.monotonic()
+        time.sleep(quiet_s)
+        return quiet
+
     def wait_answered(self, count: int, timeout_s: float) -> None:
         """Return when `count` more requests have been answered with 200; `TimeoutError` otherwise."""
         deadline, seen, missing = time.monotonic() + timeout_s, len(self.sent), count
@@ -165,7 +177,10 @@ class Figures:
     requests: int
     rate: float
     """Requests due a second, also where `sent` is of several loads one after the other."""
+    excused: int
+    """Not answered with 200, but with what was to be expected of the fault."""
     lost: int
+    """Not answered with 200 otherwise."""
     wrong: int
     p50_ms: float
     p99_ms: float
@@ -177,14 +192,19 @@ def between(sent: Iterable[Sent], start: float, end: float = math.inf) -> list[S
     return [record for record in sent if start <= record.due < end]
 
 
-def figures(sent: Sequence[Sent]) -> Figures:
-    """What the requests `sent` came to; latencies are of all of them, answered or not, NaN where there are none."""
+def figures(sent: Sequence[Sent], excused: Collection[str] = ()) -> Figures:
+    """What the requests `sent` came to; latencies are of all of them, answered or not, NaN where there are none.
+
+    Those whose outcome is one of `excused` are not lost.
+    """
+    missing = [record.outcome in excused for record in sent if record.lost]
     latencies = sorted(record.latency_s * 1000 for record in sent)
     gaps = [later - earlier for earlier, later in itertools.pairwise(sorted(record.due for record in sent))]
     return Figures(
         requests=len(sent),
         rate=1 / statistics.median(gaps) if gaps else 0.0,
-        lost=sum(record.lost for record in sent),
+        excused=sum(missing),
+        lost=len(missing) - sum(missing),
         wrong=sum(record.wrong for record in sent),
         p50_ms=percentile(latencies, 0.50),
         p99_ms=percentile(latencies, 0.99),

@@ -41,9 +41,7 @@ def run(archives: Archives, *, kinds: Sequence[str] = KINDS, pace: Pace = PACE, 
         profile = str(rig.profile(startup_timeout_s=STARTUP_S, response_timeout_s=RESPONSE_S))
         with rig.serve(FIRST, "--profile", profile) as server:
             with Load(server.base, archives.questions, pace=pace) as load:
-                load.wait_answered(round(pace.rate), timeout_s=60)
-                quiet = time.monotonic()
-                time.sleep(quiet_s)
+                quiet = load.rest(quiet_s)
                 start = time.monotonic()
                 for number, kind in enumerate(kinds):
                     _refuse(rig, server, report, archives, kind, f"v0.9.{number}")

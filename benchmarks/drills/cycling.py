@@ -27,9 +27,7 @@ def run(archives: Archives, *, cycles: int = 100, pace: Pace = PACE, quiet_s: fl
     with Rig(archives, [FIRST, SECOND]) as rig, rig.serve(FIRST) as server:
         readiness = Readiness(f"{server.ready['health']}/readyz")
         with readiness, Load(server.base, archives.questions, pace=pace) as load:
-            load.wait_answered(round(pace.rate * WARM_UP_S), timeout_s=60)
-            quiet = time.monotonic()
-            time.sleep(quiet_s)
+            quiet = load.rest(quiet_s, WARM_UP_S)
             start = time.monotonic()
             with report.noting_failures():
                 for _ in range(cycles):

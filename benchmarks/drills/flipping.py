@@ -36,9 +36,7 @@ def run(
         registry_file = RegistryFile.of(rig.store)
         readiness = Readiness(f"{server.ready['health']}/readyz")
         with readiness, Load(server.base, archives.questions, pace=pace) as load:
-            load.wait_answered(round(pace.rate), timeout_s=60)
-            quiet = time.monotonic()
-            time.sleep(quiet_s)
+            quiet = load.rest(quiet_s)
             start = time.monotonic()
             with report.noting_failures():
                 for number in range(flips):

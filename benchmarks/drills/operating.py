@@ -45,9 +45,7 @@ def run(
     outcomes: list[Outcome] = []
     with Rig(archives, versions, niceness=NICENESS) as rig, rig.serve("--promote", versions[0]) as server:
         with Load(server.base, archives.questions, pace=pace) as load:
-            load.wait_answered(round(pace.rate), timeout_s=60)
-            quiet = time.monotonic()
-            time.sleep(quiet_s)
+            quiet = load.rest(quiet_s)
             start = time.monotonic()
 
             def operate(number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,10 +62,22 @@ class Report:
         status = rig.status()
         self.require(not status["drift"], f"drift: {status['drift']}")
 
-    def count(self, sent: Sequence[Sent], undisturbed: Sequence[Sent], during: Sequence[Sent]) -> None:
-        """Take over the figures of a load; every request must be answered, and rightly."""
-        self.load, self.undisturbed, self.during = figures(sent), figures(undisturbed), figures(during)
-        self.broken += complaints("request lost", (record for record in sent if record.lost))
+    def count(
+        self,
+        sent: Sequence[Sent],
+        undisturbed: Sequence[Sent],
+        during: Sequence[Sent],
+        excused: Collection[str] = (),
+    ) -> None:
+        """Take over the figures of a load; every request must be answered, and rightly.
+
+        Outcomes that the drill itself brings about, such as a refusal in an overload, are `excused`: the drill says
+        how many of them there may be.
+        """
+        spans = (sent, undisturbed, during)
+        self.load, self.undisturbed, self.during = (figures(span, excused) for span in spans)
+        lost = (record for record in sent if record.lost and record.outcome not in excused)
+        self.broken += complaints("request lost", lost)
         self.broken += complaints("wrong answer", (record for record in sent if record.wrong))
 
     def forbid_red(self, readiness: Readiness, start: float, end: float) -> None:
@@ -89,11 +101,12 @@ class Report:
 
     def print(self) -> None:
         """For people."""
-        table = Table("", "requests", "per s", "lost", "wrong", "P50 ms", "P99 ms", "longest ms", box=None)
+        table = Table("", "requests", "per s", "excused", "lost", "wrong", "P50 ms", "P99 ms", "longest ms", box=None)
         spans = {"all": self.load, "undisturbed": self.undisturbed, "during faults": self.during}
         for name, span in spans.items():
             numbers = (f"{value:.2f}" for value in (span.p50_ms, span.p99_ms, span.longest_ms))
-            table.add_row(name, str(span.requests), f"{span.rate:.0f}", str(span.lost), str(span.wrong), *numbers)
+            counts = (str(count) for count in (span.excused, span.lost, span.wrong))
+            table.add_row(name, str(span.requests), f"{span.rate:.0f}", *counts, *numbers)
         out.print(f"{self.drill}: {self.faults} faults")
         out.print(table)
         if self.recovery_s:

@@ -47,8 +47,7 @@ def _stop_once(
         rig.serve() as server,
         Load(server.base, archives.questions, pace=pace) as load,
     ):
-        load.wait_answered(round(pace.rate), timeout_s=60)
-        time.sleep(quiet_s)
+        load.rest(quiet_s)
         told = time.monotonic()
         status, error = server.stop(number)
         exited = time.monotonic()
