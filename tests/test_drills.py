@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.archives import FIRST, SECOND, Archives, ask_policies
-from benchmarks.drills import ailing, breaking, cycling, flipping, killing, operating, stopping
+from benchmarks.drills import ailing, breaking, crashing, cycling, flipping, killing, operating, stopping
 from benchmarks.drills.damage import KINDS
 from benchmarks.drills.operating import fold
 from benchmarks.drills.promotions import Promotions
@@ -61,6 +61,24 @@ def test_operators_at_once_leave_what_the_history_says(archives: Archives) -> No
 
 def test_kills_leave_nothing_half_done(archives: Archives) -> None:
     check(killing.run(archives, kills=2, seed=SEED, pace=PACE), 2)
+
+
+def test_killed_worker_takes_no_more_than_its_batch_with_it(archives: Archives) -> None:
+    report = crashing.run(archives, kills=2, interval_s=2, pace=PACE, quiet_s=0)
+    check(report, 2)
+    assert len(report.recovery_s) == 2
+
+
+def test_kill_that_costs_more_than_a_batch_is_told() -> None:
+    report = Report("workers")
+    died = [sent(9.9, 10.1, "", "507"), sent(10, 10.2, "", "507"), sent(20, 20.1, "", "500")]
+    crashing.check_losses(report, died, [10.0, 20.0], batch_size=2)
+    assert report.broken == []
+    crashing.check_losses(report, [*died, sent(20, 20.2, "", "507"), sent(20, 20.3, "", "507")], [10.0, 20.0], 2)
+    assert report.broken == ["kill 2 cost 3 requests, expected at most 2"]
+    early = Report("workers")
+    crashing.check_losses(early, [sent(8, 9, "", "507")], [10.0], 2)
+    assert [problem.partition(":")[0] for problem in early.broken] == ["lost before the first kill"]
 
 
 def test_health_tells_failures_and_is_never_green_too_early(archives: Archives) -> None:

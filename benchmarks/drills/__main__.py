@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.archives import FIRST, SECOND, Archives, build_archives
-from benchmarks.drills import ailing, breaking, cycling, flipping, killing, operating, stopping
+from benchmarks.drills import ailing, breaking, crashing, cycling, flipping, killing, operating, stopping
 from benchmarks.drills.damage import KINDS
 from benchmarks.drills.report import Report
 from benchmarks.load import PACE, Pace
@@ -80,6 +80,28 @@ def kills(
     Example: `python -m benchmarks.drills kills --kills 12 --seed 7`
     """
     _run(lambda archives: killing.run(archives, kills=kills, seed=seed), as_json)
+
+
+@app.command()
+def workers(
+    kills: Annotated[int, typer.Option(help="How many.", min=1)] = 20,
+    interval: Annotated[float, typer.Option(help="Seconds between them.", min=0)] = 10.0,
+    seed: Seed = 0,
+    rate: Rate = PACE.rate,
+    timeout: Timeout = PACE.timeout_s,
+    quiet: Quiet = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Kill -9 workers of the promoted version, which has two, under load; each may take its batch with it, no more.
+
+    Example: `python -m benchmarks.drills workers --kills 3`
+    """
+    pace = Pace(rate, timeout_s=timeout)
+    _run(
+        lambda archives: crashing.run(archives, kills=kills, interval_s=interval, seed=seed, pace=pace, quiet_s=quiet),
+        as_json,
+        [FIRST],
+    )
 
 
 @app.command()
