@@ -1,0 +1,107 @@
+"""Headers and methods that no client of ours sends: nothing in them is trusted, echoed raw, or fatal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.hostile.http_client import JSON, Bystander, Target
+from tests.hostile.subject import Subject
+from tests.hostile.wrong_headers import ECHOED, UNSAFE_VALUES
+
+METHODS = ("GET", "PUT", "DELETE", "PATCH")
+CLAIMS = ("describe", "explain", "url_path")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_without_a_body_finds_nothing_to_answer(method: str, target: Target) -> None:
+    for headers in (JSON, {}, {"accept": "text/html"}):
+        assert target.ask(b"", headers, method=method).told == (400, "EMPTY_BODY")
+
+
+def test_head_is_answered_without_a_body(target: Target) -> None:
+    reply = target.ask(b"", {}, method="HEAD")
+    assert (reply.status, reply.content) == (400, b"")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_with_a_body_is_read_as_a_post(method: str, target: Target, served: Subject) -> None:
+    assert target.ask(served.good(), method=method).actions == target.ask(served.good()).actions
+    assert target.ask(b"{", method=method).told == (400, "INVALID_JSON")
+
+
+def test_method_that_nobody_knows_is_no_fault_of_the_server(target: Target, served: Subject) -> None:
+    workers = target.workers()
+    with Bystander(target, served.good()):
+        for method in ("OPTIONS", "TRACE", "PROPFIND", "BREW", "post", "A" * 1_000, "-"):
+            assert target.ask(b"", {}, method=method).status < 500
+    assert target.workers() == workers
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize(
+    "value", [b"True", b"healthz", b"metadata", b"", b"/", b"..", b"a" * 4_000, b"\xff\xfe", b"openapi.json"]
+)
+def test_claim_in_a_header_changes_no_prediction(claim: str, value: bytes, target: Target, served: Subject) -> None:
+    expected = target.ask(served.good()).actions
+    for name in (claim, claim.upper(), claim.title()):
+        assert target.ask(served.good(), {**JSON, name: value}).actions == expected
+        assert target.ask(b"{", {**JSON, name: value}).told == (400, "INVALID_JSON")
+
+
+@pytest.mark.parametrize("name", ECHOED)
+def test_safe_value_comes_back_and_unsafe_does_not(name: str, target: Target, served: Subject) -> None:
+    assert target.ask(served.good(), {**JSON, name.upper(): "car-7:42"}).headers[ECHOED[name]] == "car-7:42"
+    for value in UNSAFE_VALUES:
+        reply = target.ask(served.good(), {**JSON, name: value})
+        assert reply.status == 200
+        assert ECHOED[name] not in reply.headers
+        assert value.decode("latin-1") not in reply.headers.values()
+        refused = target.ask(b"{", {**JSON, name: value})
+        assert refused.told == (400, "INVALID_JSON")
+        assert value not in refused.content
+
+
+@pytest.mark.parametrize(
+    "name", ["content-type", "content-encoding", "accept", "user-agent", "x-policy-seed", "x-policy-deterministic"]
+)
+def test_bytes_beyond_ascii_in_a_header_are_no_fault_of_the_server(name: str, target: Target, served: Subject) -> None:
+    workers = target.workers()
+    with Bystander(target, served.good()):
+        for value in UNSAFE_VALUES:
+            reply = target.ask(served.good(), {**JSON, name: value})
+            trusted = name in ("content-type", "content-encoding")
+            assert reply.told == ((415, "UNSUPPORTED_MEDIA_TYPE") if trusted else (200, None))
+            assert reply.content.isascii()
+            assert all(text.isascii() for text in reply.headers.values())
+    assert target.workers() == workers
+
+
+def test_line_breaks_in_a_header_value_split_no_answer(target: Target, served: Subject) -> None:
+    body = served.good()
+    for end in (b"\r\n", b"\n", b"\r", b"\r\n\t", b"\0"):
+        request = (
+            f"POST {target.path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(body)}\r\n".encode()
+            + b"content-type: application/json\r\nx-request-id: a"
+            + end
+            + b"set-cookie: b=c\r\n\r\n"
+            + body
+        )
+        said = target.send(request, end=False).partition(b"\r\n\r\n")[0].lower()
+        assert said.startswith((b"http/1.1 200", b"http/1.1 400")), said
+        assert b"set-cookie" not in said
+
+
+def test_many_and_repeated_headers_are_answered_or_refused(target: Target, served: Subject) -> None:
+    workers = target.workers()
+    many = {**JSON, **{f"x-{number}": "a" * 20 for number in range(200)}}
+    assert target.ask(served.good(), many).status == 200
+    assert 400 <= target.ask(served.good(), {**JSON, "x-big": "a" * 100_000}).status < 500
+    body = served.good()
+    head = f"POST {target.path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(body)}\r\n".encode()
+    twice = b"content-type: application/json\r\ncontent-type: text/plain\r\n\r\n"
+    status, _, rest = target.send(head + twice + body, end=False).partition(b"\r\n")
+    assert status.split()[1] in (b"200", b"415")
+    assert json.loads(rest.rpartition(b"\r\n\r\n")[2])
+    assert target.workers() == workers
