@@ -79,22 +79,28 @@ class Target:
         finally:
             connection.close()
 
-    def send(self, payload: bytes, *, wait_s: float = TIMEOUT_S, end: bool = True) -> bytes:
-        """All that the server says to `payload` until it closes the connection, or says nothing for `wait_s`.
-
-        With `end` it is told that nothing will follow.
-        """
+    def send(self, payload: bytes, *, wait_s: float) -> bytes:
+        """All that the server says to `payload`, and to its end, until it closes, or says nothing for `wait_s`."""
         said = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait_s) as connection:
             try:
                 connection.sendall(payload)
-                if end:
-                    connection.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
                 while received := connection.recv(65_536):
                     said += received
             except (TimeoutError, ConnectionError):
                 return said
         return said
+
+
+def first_reply(port: int, payload: bytes) -> Reply:
+    """What the server on `port` answers first to `payload`, after which nothing follows."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(payload)
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, names, response.read())
 
 
 class Bystander:

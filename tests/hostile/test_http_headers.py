@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections import defaultdict
 
 import pytest
 
-from tests.hostile.http_client import JSON, Bystander, Target
+from tests.hostile.http_client import JSON, Bystander, Target, first_reply
 from tests.hostile.subject import Subject
 from tests.hostile.wrong_headers import ECHOED, UNSAFE_VALUES
 
@@ -68,11 +68,12 @@ def test_safe_value_comes_back_and_unsafe_does_not(name: str, target: Target, se
 )
 def test_bytes_beyond_ascii_in_a_header_are_no_fault_of_the_server(name: str, target: Target, served: Subject) -> None:
     workers = target.workers()
+    refused = (415, "UNSUPPORTED_MEDIA_TYPE")
+    expected = defaultdict(lambda: (200, None), {"content-type": refused, "content-encoding": refused})
     with Bystander(target, served.good()):
         for value in UNSAFE_VALUES:
-            reply = target.ask(served.good(), {**JSON, name: value})
-            trusted = name in ("content-type", "content-encoding")
-            assert reply.told == ((415, "UNSUPPORTED_MEDIA_TYPE") if trusted else (200, None))
+            reply = target.ask(served.good(), {name: value})
+            assert reply.told == expected[name]
             assert reply.content.isascii()
             assert all(text.isascii() for text in reply.headers.values())
     assert target.workers() == workers
@@ -88,9 +89,10 @@ def test_line_breaks_in_a_header_value_split_no_answer(target: Target, served: S
             + b"set-cookie: b=c\r\n\r\n"
             + body
         )
-        said = target.send(request, end=False).partition(b"\r\n\r\n")[0].lower()
-        assert said.startswith((b"http/1.1 200", b"http/1.1 400")), said
-        assert b"set-cookie" not in said
+        reply = first_reply(target.port, request)
+        assert reply.status in (200, 400)
+        assert "set-cookie" not in reply.headers
+        assert b"set-cookie" not in reply.content.lower()
 
 
 def test_many_and_repeated_headers_are_answered_or_refused(target: Target, served: Subject) -> None:
@@ -101,7 +103,5 @@ def test_many_and_repeated_headers_are_answered_or_refused(target: Target, serve
     body = served.good()
     head = f"POST {target.path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(body)}\r\n".encode()
     twice = b"content-type: application/json\r\ncontent-type: text/plain\r\n\r\n"
-    status, _, rest = target.send(head + twice + body, end=False).partition(b"\r\n")
-    assert status.split()[1] in (b"200", b"415")
-    assert json.loads(rest.rpartition(b"\r\n\r\n")[2])
+    assert first_reply(target.port, head + twice + body).status in (200, 415)
     assert target.workers() == workers

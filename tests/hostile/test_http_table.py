@@ -6,7 +6,7 @@ import json
 
 from tests.hostile.answering import shown
 from tests.hostile.broken_documents import BROKEN_DOCUMENTS
-from tests.hostile.http_client import Bystander, Reply, Target
+from tests.hostile.http_client import Bystander, Reply, Target, first_reply
 from tests.hostile.subject import Subject
 from tests.hostile.wrong_headers import ACCEPTED as ACCEPTED_HEADERS
 from tests.hostile.wrong_headers import FORM, UNSUPPORTED, compressed, multipart
@@ -48,18 +48,21 @@ def test_compressed_body_is_never_inflated(target: Target, served: Subject) -> N
 
 
 def test_form_is_refused_whatever_its_fields_are_called(target: Target, served: Subject) -> None:
-    fields = [
-        b"url_path=healthz",
-        b"describe=True",
-        b"body=" + served.good(),
-        b"data=1&body=2",
-        b"%ff%00=%",
-        b"&&=&",
-        b"a",
-    ]
+    fields = [b"url_path=healthz", b"describe=True", b"body=" + served.good(), b"data=1&body=2", b"a", b"%", b"a=b=c&a"]
     for body in (*fields, served.good()):
         assert target.ask(body, {"content-type": FORM}).told == (415, "UNSUPPORTED_MEDIA_TYPE"), body
     assert target.ask(b"", {"content-type": FORM}).told[0] in (400, 415)
+
+
+def test_form_that_the_front_end_cannot_decode_never_reaches_a_worker(target: Target, served: Subject) -> None:
+    """TorchServe 0.12 answers these itself, with a 500 of its own, and the connection and the worker live on."""
+    workers = target.workers()
+    with Bystander(target, served.good()):
+        for body in (b"a=%zz", b"%ff%00=%", b"&&=&"):
+            reply = target.ask(body, {"content-type": FORM})
+            assert reply.told == (500, "ErrorDataDecoderException")
+            assert "x-policy-version" not in reply.headers
+    assert target.workers() == workers
 
 
 def test_multipart_is_refused_whatever_its_parts_are_called(target: Target, served: Subject) -> None:
@@ -95,10 +98,13 @@ def assert_refused_form(reply: Reply) -> None:
     assert "status" not in json.loads(reply.content or b"{}")
 
 
-def test_body_beyond_the_front_end_s_limit_is_413(target: Target, served: Subject) -> None:
+def test_body_beyond_the_front_end_s_limit_is_refused_before_it_reaches_a_worker(
+    target: Target, served: Subject
+) -> None:
     workers = target.workers()
+    head = f"POST {target.path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n".encode()
     with Bystander(target, served.good(3)):
-        for _ in range(3):
-            reply = target.ask(b" " * 7_000_000)
+        for length in (2**30, 2**31 - 1, 2**40):
+            reply = first_reply(target.port, head + b"content-length: %d\r\n\r\n{" % length)
             assert (reply.status, reply.content) == (413, b"")
     assert target.workers() == workers
