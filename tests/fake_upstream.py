@@ -27,8 +27,8 @@ class FakeUpstream:
     """A context manager.
 
     By version: `statuses`, `headers` and `contents` of answers, and `cut`, whose answers end early. `asked` keeps
-    version and body of each request. Requests with a header `x-hold` are answered once `held` is set; `arrived` is set
-    when one has come. The next `hang_ups` requests get no answer but a closed connection.
+    version and body of each request, `asked_headers` its headers. Requests with a header `x-hold` are answered once
+    `held` is set; `arrived` is set when one has come. The next `hang_ups` requests get no answer, just an end.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ class FakeUpstream:
         self.hang_ups = 0
         self.contents: dict[str, dict[str, Any]] = {}
         self.asked: list[tuple[str | None, bytes]] = []
+        self.asked_headers: list[dict[str, str]] = []
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +51,7 @@ class FakeUpstream:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 version = self.path.removeprefix(PREDICTIONS).partition("?")[0].strip("/") or None
                 upstream.asked.append((version, body))
+                upstream.asked_headers.append({name.lower(): value for name, value in self.headers.items()})
                 upstream.arrived.set()
                 if upstream.hang_ups:
                     upstream.hang_ups -= 1
