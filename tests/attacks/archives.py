@@ -44,8 +44,11 @@ def _claim(archive: Path, _: Path) -> None:
 
 def _local_name(archive: Path, _: Path) -> None:
     """A file's own header names another file than the directory of the zip does."""
-    data = archive.read_bytes()
-    archive.write_bytes(data.replace(b"policy_handler.py", b"policy_handler.pz", 1))
+    with zipfile.ZipFile(archive) as packed:
+        entry = packed.getinfo("policy_handler.py")
+    data = bytearray(archive.read_bytes())
+    data[entry.header_offset + 30] ^= 1
+    archive.write_bytes(data)
 
 
 def _local_date(archive: Path, _: Path) -> None:
@@ -83,7 +86,7 @@ ATTACKS = [
     Attack("shadowing package", _entry("numpy/__init__.py"), "no part of an archive"),
     Attack("start-up file", _entry("sitecustomize.py"), "no part of an archive"),
     Attack("foreign library", _entry("carla_policy/fast.so"), "no part of an archive"),
-    Attack("unlisted module", _entry("carla_policy/more.py"), "more.py: not listed in digests.json"),
+    Attack("unlisted module", _entry("carla_policy/more.py"), "bytes around the packed files have changed"),
     Attack("compressed zeros", _entry("carla_policy/big.py", bytes(64 << 20), compression=8), NOT_PACKED),
     Attack("many files", _many, f"expected at most {MAX_ENTRIES} files"),
     Attack("claimed size", _claim, "at most 1000 files and 4 GiB|Overlapped|EOF|Truncated|CRC"),
