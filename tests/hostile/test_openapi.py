@@ -45,6 +45,8 @@ def test_every_operation_answers_as_documented(
     schema = schemathesis.openapi.from_dict(document)
     with Bystander(target, served.good()):
         for operation in (found.ok() for found in schema.get_all_operations()):
+            if mode is GenerationMode.NEGATIVE and operation.method == "get":
+                continue  # has no parameter that could be wrong
 
             @seeded(SEED)
             @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
