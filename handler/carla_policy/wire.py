@@ -167,7 +167,8 @@ _KINDS = {"dict_type": "an object", "list_type": "an array"}
 
 def _path(loc: Sequence[int | str]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return path.removeprefix(".")[:200]
+    path = path.removeprefix(".")[:200]
+    return path if path.isprintable() else ascii(path)  # a client may call a field what it likes
 
 
 def _finding(error: ErrorDetails) -> str:
