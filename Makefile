@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ARTIFACTS := $(wildcard artifacts/v*)
-DRILLS := stop health broken flips cycles kills workers operators
+DRILLS := stop health broken flips cycles kills workers overload operators soak
 
 # torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.
 LOCK_VENV := build/lock
@@ -50,7 +50,7 @@ test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-drills: setup  ## Run every fault drill, about half an hour; `make drills DRILLS="stop cycles"` runs some
+drills: setup  ## Run every fault drill, about an hour; `make drills DRILLS="stop cycles"` runs some
 	@failed=; for drill in $(DRILLS); do $(BIN)/python -W ignore -m benchmarks.drills $$drill || failed="$$failed $$drill"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

@@ -65,7 +65,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a load is sent: requests a second, over how many connections, and when an answer comes too late to count."""
+    """How a load is sent: requests a second, over how many connections, and when an answer comes too late to count.
+
+    At a rate of 0 every connection sends its next request when it has the answer to the last one.
+    """
 
     rate: float = 400.0
     connections: int = 8

@@ -2,8 +2,8 @@
 
 Requests leave by a schedule that does not wait for answers (open loop), over keep-alive connections that carry one
 request at a time. A request that finds all of them busy waits, and its latency counts from when it was due, so a
-server that stalls cannot hide behind the requests that were not sent. One thread and plain sockets: the sender shares
-the machine with what it measures.
+server that stalls cannot hide behind the requests that were not sent. At a rate of 0 a request leaves as soon as a
+connection is free (closed loop). One thread and plain sockets: the sender shares the machine with what it measures.
 
 Standard input: a line with the plan as JSON; sending stops when it ends. Standard output: a line for each request, a
 JSON array of the fields of `benchmarks.load.Sent`. Needs the standard library only.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import math
 import os
 import selectors
 import socket
@@ -145,6 +146,7 @@ class Sender:
         self.busy: set[Connection] = set()
         self.waiting: deque[Job] = deque()
         self.lines: list[str] = []
+        self.freed = time.monotonic()
         self.flushed = 0.0
 
     def run(self, commands: int) -> None:
@@ -153,11 +155,11 @@ class Sender:
         start, number, stopping = time.monotonic(), 0, False
         while not stopping or self.busy or self.waiting:
             now = time.monotonic()
-            while not stopping and start + number / self.rate <= now:
-                self.waiting.append(Job(number, number % len(self.requests), start + number / self.rate))
+            while not stopping and (due := self.due(start, number)) <= now:
+                self.waiting.append(Job(number, number % len(self.requests), due))
                 number += 1
             self.dispatch()
-            due = FLUSH_S if stopping else min(FLUSH_S, max(0.0, start + number / self.rate - time.monotonic()))
+            due = FLUSH_S if stopping else min(FLUSH_S, max(0.0, self.due(start, number) - time.monotonic()))
             for key, events in self.selector.select(due):
                 if key.data is None:
                     stopping = True
@@ -167,6 +169,12 @@ class Sender:
             self.expire()
             self.flush()
         self.flush(at_once=True)
+
+    def due(self, start: float, number: int) -> float:
+        """When request `number` of a load that began at `start` is due; in a closed loop that says the connections."""
+        if self.rate:
+            return start + number / self.rate
+        return self.freed if len(self.idle) > len(self.waiting) else math.inf
 
     def dispatch(self) -> None:
         while self.waiting and self.idle:
@@ -225,6 +233,7 @@ class Sender:
         self.idle.append(connection)
         assert job is not None
         self.write(job, outcome, version, right, note)
+        self.freed = time.monotonic()
 
     def write(self, job: Job, outcome: str, version: str, right: bool, note: str) -> None:
         sent = job.sent or job.due

@@ -6,18 +6,32 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.archives import FIRST, SECOND, Archives, ask_policies
-from benchmarks.drills import ailing, breaking, crashing, cycling, flipping, killing, operating, stopping
+from benchmarks.drills import (
+    ailing,
+    breaking,
+    crashing,
+    cycling,
+    flipping,
+    killing,
+    operating,
+    overloading,
+    soaking,
+    stopping,
+)
 from benchmarks.drills.damage import KINDS
 from benchmarks.drills.operating import fold
 from benchmarks.drills.promotions import Promotions
 from benchmarks.drills.report import Report
 from benchmarks.drills.rig import Outcome
-from benchmarks.load import Pace, Sent
+from benchmarks.drills.sampling import JVM, Sample, check_growth
+from benchmarks.load import Pace, Questions, Sent
 from carla_policy_tools.paths import PROJECT
 from tests.conftest import SHIPPED
 
@@ -79,6 +93,87 @@ def test_kill_that_costs_more_than_a_batch_is_told() -> None:
     early = Report("workers")
     crashing.check_losses(early, [sent(8, 9, "", "507")], [10.0], 2)
     assert [problem.partition(":")[0] for problem in early.broken] == ["lost before the first kill"]
+
+
+def test_overload_is_refused_and_leaves_nothing_behind(archives: Archives) -> None:
+    report = overloading.run(archives, seconds=3, quiet_s=2)
+    check(report, 1)
+    assert report.load.excused > 0
+
+
+def test_flood_must_be_an_overload_whose_refusals_are_fast_and_whose_accepted_wait_no_longer_than_the_queue() -> None:
+    accepted, refused = sent(0, 1.0, SECOND), sent(0, 0.1, "", "503")
+    report = Report("overload")
+    overloading.check_flood(report, [accepted, refused], capacity=200)
+    assert report.passed
+    overloading.check_flood(report, [sent(0, 9, SECOND), sent(0, 0.3, "", "503")], capacity=200)
+    assert [problem.partition(" is ")[0] for problem in report.slow] == ["P99 of refusals", "P99 of the accepted"]
+    overloading.check_flood(report, [accepted], capacity=200)
+    overloading.check_flood(report, [refused], capacity=200)
+    assert report.broken == ["nothing was refused: this was no overload", "nothing was accepted"]
+
+
+def test_soak_finds_neither_growth_nor_a_wrong_answer_among_malformed_requests(archives: Archives) -> None:
+    report = soaking.run(archives, requests=3000, bad_share=0.1)
+    check(report, 0)
+    assert report.load.requests >= 3000
+    assert report.load.excused == pytest.approx(report.load.requests / 10, rel=0.1)
+
+
+def test_soak_fails_for_a_version_that_leaks(archives: Archives) -> None:
+    report = soaking.run(archives, requests=3000, leak=True)
+    assert [problem.partition(" ")[0] for problem in report.broken] == ["worker"]
+    assert "expected at most 5 MB more" in report.broken[0]
+
+
+def test_malformed_requests_are_spread_evenly_and_keep_the_others_answers() -> None:
+    questions = Questions(["a", "b", "c"], {FIRST: [1, 2, 3]})
+    mixed, bad = soaking.mix(questions, 0.25)
+    assert len(bad) == len(mixed.bodies) / 4
+    assert {row % 4 for row in bad} == {3}
+    answers = dict(zip(questions.bodies, questions.expected[FIRST], strict=True))
+    for row, body in enumerate(mixed.bodies):
+        assert body in soaking.BAD if row in bad else answers[body] == mixed.expected[FIRST][row]
+    assert soaking.mix(questions, 0)[1] == frozenset()
+    assert len(soaking.mix(questions, 1)[1]) == len(mixed.bodies)
+
+
+def test_soak_takes_no_malformed_request_accepted_nor_a_good_one_refused() -> None:
+    report = Report("soak")
+    soaking.judge(report, [sent(0, 1, FIRST), sent(0, 1, "", "400")._replace(row=1)], frozenset([1]))
+    assert report.broken == []
+    swapped = [sent(0, 1, "", "422"), sent(0, 1, FIRST)._replace(row=1), sent(0, 1, "", "500")._replace(row=1)]
+    soaking.judge(report, [*swapped, sent(0, 1, FIRST, right=False)], frozenset([1]))
+    kinds = ["request lost", "wrong answer", "malformed request not refused", "malformed request not refused"]
+    assert [problem.partition(":")[0] for problem in report.broken] == kinds
+
+
+@pytest.mark.parametrize(
+    ("later", "complaint"),
+    [
+        ({"resident_mb": {"worker 1": 106.0}}, "worker 1: grew from 100.0 to 106.0 MB"),
+        ({"files": {"worker 1": 20}}, "worker 1: 20 open files, 8 after the warm-up"),
+        ({"resident_mb": {"worker 2": 100.0}, "files": {"worker 2": 8}}, "processes came or went"),
+        ({"logs_mb": 70.0, "disk_mb": 71.0}, "the logs have 70.0 MB"),
+        ({"disk_mb": 8.0}, "the disk holds 7.0 MB more beside the logs"),
+    ],
+)
+def test_what_a_server_holds_may_not_grow_after_the_warm_up(later: dict[str, Any], complaint: str) -> None:
+    steady = Sample(resident_mb={"worker 1": 100.0}, files={"worker 1": 8}, logs_mb=0.0, disk_mb=1.0)
+    early = replace(steady, resident_mb={"worker 1": 50.0}, files={"worker 1": 3})
+    report = Report("soak")
+    check_growth(report, [early] * 4 + [steady] * 6)
+    assert report.passed
+    check_growth(report, [early] * 4 + [steady] * 3 + [replace(steady, **later)] * 3)
+    assert len(report.broken) == 1
+    assert report.broken[0].startswith(complaint)
+
+
+def test_growth_of_the_jvm_is_a_limit_that_depends_on_the_machine() -> None:
+    samples = [Sample({f"{JVM} 1": 100.0 + 10 * number}, {f"{JVM} 1": 8}, 0.0, 1.0) for number in range(10)]
+    report = Report("soak")
+    check_growth(report, samples)
+    assert (report.broken, len(report.slow)) == ([], 1)
 
 
 def test_health_tells_failures_and_is_never_green_too_early(archives: Archives) -> None:

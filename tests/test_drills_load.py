@@ -142,6 +142,16 @@ def test_latency_counts_from_when_a_request_was_due_although_no_connection_was_f
     assert all(r.latency_s >= r.ended - r.sent + 0.1 for r in delayed)
 
 
+def test_closed_loop_sends_the_next_request_when_it_has_the_last_answer_and_no_sooner() -> None:
+    with serving(right_answer) as base:
+        sent = send(base, connections=3, rate=0)
+    assert {(r.outcome, r.right) for r in sent} == {("200", True)}
+    ends = sorted(r.ended for r in sent)
+    for number, due in enumerate(sorted(r.due for r in sent)[3:]):
+        assert due >= ends[number]
+    assert figures(sent).longest_ms < 30_000
+
+
 def test_requests_without_an_answer_are_given_up_sent_or_not() -> None:
     with serving(lambda _: time.sleep(3) or b"") as base:
         sent = send(base, timeout_s=0.2, connections=2)

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from benchmarks.archives import FIRST, SECOND, Archives, build_archives
-from benchmarks.drills import ailing, breaking, crashing, cycling, flipping, killing, operating, stopping
+from benchmarks.drills import (
+    ailing,
+    breaking,
+    crashing,
+    cycling,
+    flipping,
+    killing,
+    operating,
+    overloading,
+    soaking,
+    stopping,
+)
 from benchmarks.drills.damage import KINDS
 from benchmarks.drills.report import Report
 from benchmarks.load import PACE, Pace
@@ -102,6 +113,41 @@ def workers(
         as_json,
         [FIRST],
     )
+
+
+@app.command()
+def overload(
+    factor: Annotated[float, typer.Option(help="Times what the version can carry.", min=1)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="How long.", min=0)] = 60.0,
+    timeout: Timeout = 30.0,
+    quiet: Quiet = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Send ten times what a slow version can carry; the surplus must be refused at once, and leave nothing behind.
+
+    Example: `python -m benchmarks.drills overload --seconds 10`
+    """
+    _run(
+        lambda archives: overloading.run(archives, factor=factor, seconds=seconds, quiet_s=quiet, timeout_s=timeout),
+        as_json,
+        [SECOND],
+    )
+
+
+@app.command()
+def soak(
+    requests: Annotated[int, typer.Option(help="How many.", min=soaking.ROUNDS)] = 1_000_000,
+    bad_share: Annotated[float, typer.Option(help="Share of malformed requests.", min=0, max=1)] = 0.0,
+    leak: Annotated[
+        bool, typer.Option("--leak", help="Serve a version that leaks memory: the drill must fail.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Send very many requests; memory, open files, logs and disk of the server may not grow with them.
+
+    Example: `python -m benchmarks.drills soak --requests 100000 --bad-share 0.05`
+    """
+    _run(lambda archives: soaking.run(archives, requests=requests, bad_share=bad_share, leak=leak), as_json, [SECOND])
 
 
 @app.command()

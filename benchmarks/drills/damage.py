@@ -1,4 +1,4 @@
-"""Archives that look like any other and cannot be served, one for each way of failing."""
+"""Archives that look like any other and cannot be served, one for each way of failing, or are a burden to serve."""
 
 from __future__ import annotations
 
@@ -90,21 +90,40 @@ def broken_archive(kind: str, version: str, store: Path) -> Path:
 
     Its digests fit, so that only loading or using it can tell.
     """
+    return _write_archive(version, store, OF_THE_ARTIFACT.get(kind, _leave), OF_THE_ARCHIVE.get(kind))
+
+
+def burdened_archive(statement: str, version: str, store: Path) -> Path:
+    """Write an archive of `version` into `store` that answers as it should, but slowly, or at a cost.
+
+    Its workers run `statement` before each batch, in which `data` are the batch's rows and `self` is the handler.
+    """
+    before_each_batch = _insert(_HANDLE, f"        if {_IN_WORKER}:\n            {statement}\n")
+    return _write_archive(version, store, _leave, before_each_batch)
+
+
+def _leave(artifact: Path) -> None:
+    """Damage nothing."""
+
+
+def _write_archive(
+    version: str, store: Path, of_artifact: Callable[[Path], None], of_archive: Callable[[Path], None] | None
+) -> Path:
+    store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="carla-policy-drill-") as scratch:
         artifact = copy_artifact(SECOND, version, Path(scratch))
         compiled = compile_preprocessor(
             load_training_preprocessor(artifact, load_card(artifact / CARD_FILE)),
             np.load(artifact / GOLDEN_FILE)["observations"],
         )
-        if kind in OF_THE_ARTIFACT:
-            OF_THE_ARTIFACT[kind](artifact)
+        of_artifact(artifact)
         card: ModelCard = seal(artifact)
         archive = store / archive_name(version)
         archive.write_bytes(pack(artifact, card, compiled))
-        if kind in OF_THE_ARCHIVE:
+        if of_archive:
             directory = Path(scratch, "unpacked")
             directory.mkdir()
             unpack(archive, directory)
-            OF_THE_ARCHIVE[kind](directory)
+            of_archive(directory)
             repack(directory, archive)
     return archive
