@@ -205,7 +205,7 @@ def figures(sent: Sequence[Sent], excused: Collection[str] = ()) -> Figures:
     gaps = [later - earlier for earlier, later in itertools.pairwise(sorted(record.due for record in sent))]
     return Figures(
         requests=len(sent),
-        rate=1 / statistics.median(gaps) if gaps else 0.0,
+        rate=1 / (statistics.median(gaps) or math.inf) if gaps else 0.0,
         excused=sum(missing),
         lost=len(missing) - sum(missing),
         wrong=sum(record.wrong for record in sent),
