@@ -76,7 +76,7 @@ def test_compiled_step_that_does_not_fit_the_card_is_refused(
     synthetic: LoadedPolicy, tmp_path: Path, operand: np.ndarray
 ) -> None:
     CompiledPreprocessor((Step("add", operand),), operand.dtype).save(tmp_path / "preprocessor.npz")
-    with pytest.raises(ArtifactError, match=r"preprocessor\.npz: 000_add: expected 7 finite numbers of type float64"):
+    with pytest.raises(ArtifactError, match=r"preprocessor\.npz: 000_add: expected (7 )?finite numbers"):
         load_compiled(tmp_path / "preprocessor.npz", synthetic.policy.card)
 
 
