@@ -17,10 +17,12 @@ from ts.torch_handler.base_handler import BaseHandler
 
 sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
+from carla_policy.answers import Answer
+from carla_policy.batch import COUNTERS, Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
-from carla_policy.service import COUNTERS, DEFAULT_MAX_ANSWER_BYTES, Answer, Batch, PolicyService, Request
+from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
 
 logger = logging.getLogger(__name__)
 

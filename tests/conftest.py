@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy_tools.archive import unpack
@@ -18,6 +19,10 @@ from carla_policy_tools.routing.routes import Routes
 from tests.fake_upstream import OLD, FakeUpstream, Vehicle
 from tests.servers import ServeProcess
 from tests.synthetic import make_artifact
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
 

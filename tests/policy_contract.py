@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from carla_policy.batch import Request
 from carla_policy.errors import OutOfRange
 from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy.policy import Decision, Evaluation, Policy
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy.wire import parse_prediction
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import verify

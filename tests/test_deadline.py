@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from carla_policy.batch import Request
 from carla_policy.deadline import Late, Watch, due
 from carla_policy.errors import RequestError
 from carla_policy.loading import LoadedPolicy
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 

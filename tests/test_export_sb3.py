@@ -16,9 +16,10 @@ from sb3_contrib import QRDQN, TQC, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from carla_policy.batch import Request
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy_tools.artifact import load_artifact
 from carla_policy_tools.client import request_body
 from carla_policy_tools.export import stable_baselines3

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from carla_policy.answers import Answer
+from carla_policy.batch import Request
 from carla_policy.loading import LoadedPolicy
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis
 
+from carla_policy.answers import Answer
+from carla_policy.batch import Request
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.ood import NoveltyDetector, load_detector
-from carla_policy.service import Answer, PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy.specs import OodSpec
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations

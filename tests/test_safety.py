@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from carla_policy.batch import Request
 from carla_policy.breaker import CircuitBreaker
 from carla_policy.loading import LoadedPolicy
 from carla_policy.safety import SafetyEnvelope
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy.specs import CircuitBreaker as CircuitBreakerSpec
 from carla_policy.specs import Controls, SafetySpec, SpeedCap, SteerLimit, SteerRate, ThrottleRate
 from carla_policy_tools.client import request_body
@@ -53,7 +54,7 @@ def kinds_of(notes: Any) -> list[set[str]]:
     return [{note.kind for note in notes if note.observation == row} for row in range(ROWS)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(case=CASES)
 def test_whatever_comes_what_leaves_keeps_every_declared_limit(case: Case) -> None:
     spec, controls, seen, forced = case
@@ -79,7 +80,7 @@ def test_whatever_comes_what_leaves_keeps_every_declared_limit(case: Case) -> No
         assert (np.abs(steer) <= np.where(beyond, np.minimum(np.abs(low), np.abs(high)), allowed)).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(case=CASES)
 def test_every_change_is_reported_and_nothing_else(case: Case) -> None:
     """A report without a change: only the fallback for one's own action, and a rate that gives back a limit's cut."""
@@ -95,7 +96,7 @@ def test_every_change_is_reported_and_nothing_else(case: Case) -> None:
         assert reported[row] if changed else wanted or reported[row] in (set(), {"steer_limit", "steer_rate"})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(case=CASES)
 def test_rows_do_not_influence_each_other(case: Case) -> None:
     spec, controls, seen, forced = case
@@ -108,7 +109,7 @@ def test_rows_do_not_influence_each_other(case: Case) -> None:
         assert {note.kind for note in own} == kinds_of(notes)[row]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(case=CASES)
 def test_the_fallback_action_is_subject_to_the_limits_too(case: Case) -> None:
     spec, controls, seen, _ = case

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from carla_policy.answers import Answer
+from carla_policy.batch import Request
 from carla_policy.card import ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
@@ -20,7 +22,7 @@ from carla_policy.messages import ErrorAnswer, PredictAnswer
 from carla_policy.policy import Policy
 from carla_policy.runtimes.torch import TorchRuntime
 from carla_policy.selftest import replay
-from carla_policy.service import Answer, PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 
@@ -46,7 +48,7 @@ def service(synthetic: LoadedPolicy) -> PolicyService:
     return PolicyService(synthetic)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_bad_requests_never_touch_their_batch_mates(service: PolicyService, data: st.DataObject) -> None:
     good = [json.dumps(request_body(ROWS[n : n + 1 + n % 3])).encode() for n in range(8)]

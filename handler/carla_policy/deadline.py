@@ -67,9 +67,7 @@ class Watch:
         self._prepare = prepare
         self._on_hang = on_hang
         self._hang_s = hang_s
-        self._tasks: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, BaseException | None]]]] = (
-            SimpleQueue()
-        )
+        self._tasks: SimpleQueue[tuple[Callable[[], Any], _Done]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy = threading.Lock()
 

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carla_policy.service import Answer, PolicyService, Request
+from carla_policy.answers import Answer
+from carla_policy.batch import Request
+from carla_policy.service import PolicyService
 
 JSON = {"content-type": "application/json"}
 

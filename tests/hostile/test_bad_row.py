@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from carla_policy.service import PolicyService, Request
+from carla_policy.batch import Request
+from carla_policy.service import PolicyService
 from tests.hostile.answering import JSON, actions, answer_all, shown, told
 from tests.hostile.broken_documents import BROKEN_DOCUMENTS
 from tests.hostile.http_client import Target
