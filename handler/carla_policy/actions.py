@@ -62,9 +62,9 @@ class ContinuousLayout:
             with np.errstate(over="ignore", invalid="ignore"):
                 share = (native - np.float32(start)) * np.float32(1.0 / (end - start))
                 values = self.low + share * (self.high - self.low)
-        bounded: FloatArray = np.clip(values, self.low, self.high)
-        bounded[~np.isfinite(native)] = np.nan
-        return bounded
+        bounded: FloatArray = values.clip(self.low, self.high)
+        finite = np.isfinite(native)
+        return bounded if finite.all() else np.where(finite, bounded, np.float32(np.nan))
 
     def to_controls(self, actions: FloatArray) -> FloatArray:
         """Each dimension over its full scale; acceleration below zero is brake; what is not named is 0."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +21,37 @@ from carla_policy.policy import Decision
 from carla_policy.state import StateCodec
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A body, its media type, a status, and headers whose values are plain ASCII."""
 
     body: bytes
     status: int = 200
     phrase: str = "OK"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     content_type: str = JSON_MEDIA_TYPE
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a prediction came to: the decision, how it was taken, and what the client is told beside it."""
 
     decision: Decision
-    deterministic: bool
-    seed: int
+    deterministic: bool = True
+    seed: int = 0
+    """Of a stochastic action."""
     novelty: Novelty | None = None
     next_state: FloatArray | None = None
     log_probs: NDArray[np.float64] | None = None
     binary: bool = False
     """Whether it is answered as an array."""
+
+
+class Timing:
+    """How long a batch took, in milliseconds: each stage, and all of it; `header` is `Server-Timing`'s value."""
+
+    def __init__(self, stage_ms: Mapping[str, float], total_ms: float) -> None:
+        self.total_ms = total_ms
+        stages = {**stage_ms, "total": total_ms}
+        self.header = ", ".join([f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()])
 
 
 class AnswerEncoder:
@@ -67,11 +75,11 @@ class AnswerEncoder:
     def resource(self, content: Mapping[str, Any]) -> Answer:
         return Answer(to_json(content), headers=self._headers)
 
-    def prediction(self, outcome: Outcome, stage_ms: Mapping[str, float], total_ms: float) -> Answer:
-        headers = {**self._headers, "server-timing": _timing(stage_ms, total_ms), **_notes(outcome)}
+    def prediction(self, outcome: Outcome, timing: Timing) -> Answer:
+        headers = {**self._headers, "server-timing": timing.header, **_notes(outcome)}
         if outcome.binary:
             return Answer(dump_npy(outcome.decision.controls), headers=headers, content_type=NPY_MEDIA_TYPE)
-        return Answer(to_json(self._body(outcome, total_ms)), headers=headers)
+        return Answer(to_json(self._body(outcome, timing.total_ms)), headers=headers)
 
     def _body(self, outcome: Outcome, total_ms: float) -> PredictAnswer:
         rows = outcome.decision.controls.tolist()
@@ -88,30 +96,26 @@ class AnswerEncoder:
                 {"observation": note.observation, "kind": note.kind} for note in outcome.decision.interventions
             ]
         if outcome.novelty is not None and outcome.novelty.is_ood.any():
-            body["ood"] = self.ood_notes(outcome.novelty)
+            body["ood"] = ood_notes(outcome.novelty, self._card)
         if outcome.log_probs is not None:
             body["log_probs"] = [float(value) if np.isfinite(value) else None for value in outcome.log_probs]
         if self._codec is not None and outcome.next_state is not None:
             body["state"] = self._codec.encode(outcome.next_state)
         return body
 
-    def ood_notes(self, novelty: Novelty) -> list[OodNote]:
-        """One for each observation that is out of distribution."""
-        names, threshold = self._card.observation.names, self._card.ood.threshold if self._card.ood else 0.0
-        return [
-            {
-                "observation": int(row),
-                "outside": [names[column] for column in np.flatnonzero(novelty.outside[row])],
-                "distance": float(novelty.distance[row]) if np.isfinite(novelty.distance[row]) else None,
-                "threshold": threshold,
-            }
-            for row in np.flatnonzero(novelty.is_ood)
-        ]
 
-
-def _timing(stage_ms: Mapping[str, float], total_ms: float) -> str:
-    stages = {**stage_ms, "total": total_ms}
-    return ", ".join(f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items())
+def ood_notes(novelty: Novelty, card: ModelCard) -> list[OodNote]:
+    """One for each observation that is out of distribution."""
+    names, threshold = card.observation.names, card.ood.threshold if card.ood else 0.0
+    return [
+        {
+            "observation": int(row),
+            "outside": [names[column] for column in np.flatnonzero(novelty.outside[row])],
+            "distance": float(novelty.distance[row]) if np.isfinite(novelty.distance[row]) else None,
+            "threshold": threshold,
+        }
+        for row in np.flatnonzero(novelty.is_ood)
+    ]
 
 
 def _notes(outcome: Outcome) -> dict[str, str]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from carla_policy.answers import Outcome
-from carla_policy.errors import RequestError
+from carla_policy.errors import InternalFailure, RequestError
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource
+
+logger = logging.getLogger(__name__)
 
 INTERVENTIONS, OOD_OBSERVATIONS = COUNTERS = ("policy_interventions_total", "policy_ood_observations_total")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One request as a front end hands it over; `resource` is the path behind the version, empty for a prediction."""
 
     body: bytes | bytearray
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     """By name in lower case."""
     resource: str = ""
     request_id: str = ""
@@ -47,3 +50,14 @@ class Batch:
                 if item.novelty is not None and item.novelty.is_ood.any():
                     counts[OOD_OBSERVATIONS, ""] += int(item.novelty.is_ood.sum())
         return counts
+
+
+def guarded(step: Callable[..., Any], *arguments: Any) -> Any:
+    """What `step` returns, or the error that its request is answered with; nothing else is raised."""
+    try:
+        return step(*arguments)
+    except RequestError as error:
+        return error
+    except Exception:
+        logger.exception("a request failed in %s", step.__name__)
+        return InternalFailure("the service failed on this request; its log says why")

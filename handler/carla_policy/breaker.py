@@ -34,6 +34,10 @@ class CircuitBreaker:
         state = self.state
         return state in ("off", "closed") or (state == "half_open" and not already_asked)
 
+    @property
+    def is_on(self) -> bool:
+        return self._spec is not None
+
     def record(self, failed: bool) -> None:
         """Count the outcome of one action that the network was asked for."""
         if self._spec is None:

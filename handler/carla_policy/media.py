@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from carla_policy.errors import UnsupportedMediaType
 
@@ -16,7 +17,11 @@ def media_type(headers: Mapping[str, str]) -> str:
 
     `UnsupportedMediaType` for any other; a compressed body is not inflated.
     """
-    declared, encoding = headers.get("content-type"), headers.get("content-encoding")
+    return _media_type(headers.get("content-type"), headers.get("content-encoding"))
+
+
+@lru_cache(maxsize=64)
+def _media_type(declared: str | None, encoding: str | None) -> str:
     if encoding and encoding.strip().lower() != "identity":
         raise UnsupportedMediaType(f"content-encoding: compressed bodies are not read; {_ADVICE}")
     kind, _, parameters = (declared or JSON_MEDIA_TYPE).lower().partition(";")

@@ -29,7 +29,7 @@ class Novelty:
     distance: NDArray[np.float64]
     is_ood: NDArray[np.bool_]
 
-    def rows(self, rows: slice) -> Novelty:
+    def rows(self, rows: slice | NDArray[np.bool_]) -> Novelty:
         return Novelty(self.outside[rows], self.distance[rows], self.is_ood[rows])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.observations)
 
-    def rows(self, rows: slice) -> Evaluation:
+    def rows(self, rows: slice | Mask) -> Evaluation:
         return Evaluation(
             self.observations[rows],
             self.usable[rows],
@@ -44,12 +45,11 @@ class Evaluation:
         )
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Controls `[rows, 3]` (throttle, brake, steer), and where the safety envelope changed them."""
 
     controls: FloatArray
-    interventions: tuple[Intervention, ...]
+    interventions: tuple[Intervention, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,14 @@ class Policy:
         a state that is not finite starts the episode anew.
         """
         usable: Mask = np.asarray(np.isfinite(features).all(axis=1))
-        unusable = ~usable
         before = self.initial_state(len(features)) if state is None else state
         outputs = self.runtime(features) if before is None else self.runtime(features, before)
         after = outputs.pop(NEXT_STATE, None)
-        if unusable.any():
-            for values in outputs.values():
-                values[unusable] = np.nan
+        if not usable.all():
+            outputs = {name: np.where(usable[:, None], values, np.float32(np.nan)) for name, values in outputs.items()}
         if after is not None:
-            after[unusable | ~np.isfinite(after).all(axis=1)] = 0.0
+            going_on = usable & np.isfinite(after).all(axis=1)
+            after = np.where(going_on[:, None], after, np.float32(0.0))
         novelty = self.detector(observations, features) if self.detector else None
         return Evaluation(observations, usable, outputs, after, novelty)
 

@@ -7,8 +7,7 @@ reading it back gives the same float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ from carla_policy.golden import FloatArray
 MAX_DETAILS = 10
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Observations `[rows, 2 + sensors]` float32, and the options."""
 
     observations: FloatArray
@@ -34,6 +32,11 @@ class Prediction:
     """Whether the answer is an array, as the request was."""
     due: float | None = None
     """When (`time.perf_counter()`) the answer comes too late."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its actions are a function of the network's outputs, so that those of many can be chosen at once."""
+        return self.deterministic and not self.log_prob
 
 
 def check_rows(rows: int, card: ModelCard) -> None:
@@ -48,26 +51,27 @@ def check_rows(rows: int, card: ModelCard) -> None:
 
 def within_bounds(exact: NDArray[Any], card: ModelCard) -> FloatArray:
     """`exact` `[rows, columns]` as float32; `OutOfRange` names what lies beyond the card's bounds or is no number."""
-    fields = card.observation.fields
     with np.errstate(over="ignore"):
-        rounded = exact.astype(np.float32)
+        rounded: FloatArray = exact.astype(np.float32)
     low, high = card.observation.bounds
-    outside = np.argwhere(~((rounded >= low) & (rounded <= high)))
-    if len(outside):
-        raise listing(
-            OutOfRange,
-            [
-                (
-                    f"observations[{row}].{_column_path(column)}",
-                    f"{fields[column].name} must lie within [{fields[column].low}, {fields[column].high}] "
-                    f"{fields[column].unit}, got {exact[row, column]}",
-                    "out_of_range",
-                )
-                for row, column in outside[:MAX_DETAILS]
-            ],
-            len(outside),
-        )
+    inside = (rounded >= low) & (rounded <= high)
+    if not inside.all():
+        raise _out_of_range(exact, np.argwhere(~inside), card)
     return rounded
+
+
+def _out_of_range(exact: NDArray[Any], outside: NDArray[np.intp], card: ModelCard) -> RequestError:
+    fields = card.observation.fields
+    findings = [
+        (
+            f"observations[{row}].{_column_path(column)}",
+            f"{fields[column].name} must lie within [{fields[column].low}, {fields[column].high}] "
+            f"{fields[column].unit}, got {exact[row, column]}",
+            "out_of_range",
+        )
+        for row, column in outside[:MAX_DETAILS]
+    ]
+    return listing(OutOfRange, findings, len(outside))
 
 
 def listing(error: type[RequestError], findings: Sequence[tuple[str, str, str]], total: int) -> RequestError:

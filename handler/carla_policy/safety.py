@@ -22,6 +22,7 @@ A rate outranks a limit: from beyond the limit the steer returns as fast as the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,11 @@ class SafetyEnvelope:
             speed_cap=spec.speed_cap,
         )
 
+    @cached_property
+    def _heeds_situation(self) -> bool:
+        """Whether what leaves depends on the observation, not on the controls alone."""
+        return any((self.throttle_rate, self.steer_rate, self.steer_limit, self.speed_cap))
+
     def apply(
         self, controls: FloatArray, observations: FloatArray, forced: dict[str, Mask] | None = None
     ) -> tuple[FloatArray, tuple[Intervention, ...]]:
@@ -87,13 +93,18 @@ class SafetyEnvelope:
 
         `forced` holds rows `[rows]` that get the fallback action for another reason, by the kind to report.
         """
+        within = controls.clip(LOWEST, HIGHEST)
+        if not forced and not self._heeds_situation and (within == controls).all():
+            both = self.exclusive_pedals and bool(((within[:, 0] > ZERO) & (within[:, 1] > ZERO)).any())
+            if not both:
+                return within, ()  # as nearly always: nothing to change
         usable = np.asarray(np.isfinite(controls).all(axis=1))
         others = dict(forced or {})
         changes: dict[str, Mask] = {"fallback": ~usable | others.pop("fallback", False), **others}
         replaced = np.logical_or.reduce(list(changes.values()))
         safe = np.where(replaced[:, None], self.fallback, controls)
 
-        within = np.clip(safe, LOWEST, HIGHEST)
+        within = safe.clip(LOWEST, HIGHEST)
         changes["bounds"] = (within != safe).any(axis=1)
         throttle, brake, steer = within.T
         speed = np.abs(observations[:, 0])

@@ -10,31 +10,29 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from carla_policy.answers import Answer, AnswerEncoder, Outcome
-from carla_policy.batch import Batch, Request
+from carla_policy.answers import Answer, AnswerEncoder, Outcome, Timing
+from carla_policy.batch import Batch, Request, guarded
 from carla_policy.breaker import CircuitBreaker
 from carla_policy.deadline import Late, Watch, due
+from carla_policy.deciding import Decider
 from carla_policy.errors import (
     BatchTooLarge,
     DeadlineExceeded,
     Draining,
-    InternalFailure,
-    OutOfDistribution,
-    OutOfRange,
     RequestError,
     UnknownResource,
 )
+from carla_policy.golden import FloatArray
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import NPY_MEDIA_TYPE, media_type
 from carla_policy.npy import parse_npy
 from carla_policy.policy import Evaluation
-from carla_policy.prediction import MAX_DETAILS, Prediction, listing
+from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource, Resources
 from carla_policy.state import StateCodec
 from carla_policy.wire import parse_prediction
@@ -72,6 +70,7 @@ class PolicyService:
         self._card = card
         self._breaker = CircuitBreaker(card.safety.circuit_breaker)
         self.state_codec = StateCodec(card.card_hash, card.recurrent.state_size) if card.recurrent else None
+        self._decider = Decider(loaded.policy, self._breaker)
         self._encoder = AnswerEncoder(card, self.state_codec)
         self._resources = Resources(loaded, self._breaker, self._watch)
 
@@ -83,7 +82,7 @@ class PolicyService:
         """First stage: each request's bytes to observations or to the error that it will be answered with."""
         started = time.perf_counter()
         step = self._refuse_work if self._is_draining() else self._parse_one
-        items = [self._guarded(step, request, started) for request in requests]
+        items = [guarded(step, request, started) for request in requests]
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
@@ -97,35 +96,37 @@ class PolicyService:
         for index, item in enumerate(items):
             if isinstance(item, Prediction):
                 if _is_late(item):
-                    items[index] = self._guarded(self._answer_late, item)
+                    items[index] = guarded(self._answer_late, item)
                 elif self._breaker.allows(already_asked=bool(asked)):
                     asked.append((index, item))
                 else:
-                    items[index] = self._guarded(self._answer_while_open, item)
+                    items[index] = guarded(self._answer_while_open, item)
         if asked:
             try:
-                evaluations = self._evaluate([prediction for _, prediction in asked], timings)
+                evaluation = self._evaluate([prediction for _, prediction in asked], timings)
             except Late:
                 for index, prediction in asked:
-                    items[index] = self._guarded(self._give_up, prediction)
+                    items[index] = guarded(self._give_up, prediction)
             except Exception:
                 logger.exception("the network failed on a batch of %d predictions; trying each by itself", len(asked))
                 for index, prediction in asked:
-                    items[index] = self._guarded(self._predict_alone, prediction)
+                    items[index] = guarded(self._predict_alone, prediction)
             else:
                 started = time.perf_counter()
-                for (index, prediction), evaluation in zip(asked, evaluations, strict=True):
-                    items[index] = self._guarded(self._decide, prediction, evaluation)
+                decided = self._decider.decide_all([prediction for _, prediction in asked], evaluation)
+                for (index, prediction), outcome in zip(asked, decided, strict=True):
+                    items[index] = guarded(self._answer_late, prediction) if _is_late(prediction) else outcome
                 timings["decide"] = _ms_since(started)
         for index, item in enumerate(items):
             if callable(item):
-                items[index] = self._guarded(item)
+                items[index] = guarded(item)
         return Batch(batch.requests, items, batch.started, timings)
 
     def encode(self, batch: Batch) -> list[Answer]:
-        """Last stage: an answer for each request, in order."""
+        """Last stage: an answer for each request, in order. They leave together, so they took equally long."""
+        timing = Timing(batch.stage_ms, _ms_since(batch.started))
         return [
-            self._encode_one(request, item, batch) for request, item in zip(batch.requests, batch.items, strict=True)
+            self._encode_one(request, item, timing) for request, item in zip(batch.requests, batch.items, strict=True)
         ]
 
     def _refuse_work(self, _: Request, __: float) -> None:
@@ -134,12 +135,12 @@ class PolicyService:
     def _parse_one(self, request: Request, arrived: float) -> Prediction | Resource:
         if request.body or not request.resource:
             # The path behind the version comes as a header, which clients can send too: a body asks for a prediction.
-            form = media_type(request.headers)
+            if media_type(request.headers) == NPY_MEDIA_TYPE:
+                prediction = parse_npy(request.body, request.headers, self._card)
+            else:
+                prediction = parse_prediction(request.body, self._card, self.state_codec)
             latest = due(request.headers, self._card.inference.deadline_ms, arrived)
-            if form == NPY_MEDIA_TYPE:
-                return replace(parse_npy(request.body, request.headers, self._card), due=latest)
-            prediction = parse_prediction(request.body, self._card, self.state_codec)
-            return prediction if latest is None else replace(prediction, due=latest)
+            return prediction if latest is None else prediction._replace(due=latest)
         resources = self._resources.by_name
         if request.resource not in resources:
             raise UnknownResource(
@@ -148,83 +149,39 @@ class PolicyService:
             )
         return resources[request.resource]
 
-    def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> list[Evaluation]:
-        """An evaluation for each prediction; `Late` if there is none at the latest of their deadlines."""
+    def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> Evaluation:
+        """Of the rows of all `predictions`; `Late` if there is none at the latest of their deadlines."""
         if any(prediction.due is None for prediction in predictions):
             return self._evaluate_now(predictions, timings)
         latest = max(prediction.due or 0.0 for prediction in predictions)
         own: dict[str, float] = {}  # a pass that was given up may still write to it
-        evaluations: list[Evaluation] = self._watch.run(
+        evaluation: Evaluation = self._watch.run(
             lambda: self._evaluate_now(predictions, own), latest - time.perf_counter()
         )
         timings.update(own)
-        return evaluations
+        return evaluation
 
-    def _evaluate_now(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> list[Evaluation]:
+    def _evaluate_now(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> Evaluation:
         started = time.perf_counter()
-        observations = np.concatenate([prediction.observations for prediction in predictions])
+        observations = _joined([prediction.observations for prediction in predictions])
         features = self._policy.preprocessor(observations)
         timings["preprocess"] = _ms_since(started)
         started = time.perf_counter()
         states = [prediction.state for prediction in predictions if prediction.state is not None]
-        evaluation = self._policy.evaluate(observations, features, np.concatenate(states) if states else None)
+        evaluation = self._policy.evaluate(observations, features, _joined(states) if states else None)
         timings["infer"] = _ms_since(started)
-        ends = np.cumsum([len(prediction.observations) for prediction in predictions])
-        return [
-            evaluation.rows(slice(end - len(prediction.observations), end))
-            for prediction, end in zip(predictions, ends, strict=True)
-        ]
-
-    def _decide(self, prediction: Prediction, evaluation: Evaluation) -> Outcome:
-        if _is_late(prediction):
-            return self._answer_late(prediction)
-        _refuse_unusable(evaluation)
-        self._refuse_novel(evaluation)
-        policy, deterministic = self._policy, prediction.deterministic
-        seed = draw_seed() if prediction.seed is None else prediction.seed
-        chosen = policy.choose(evaluation.parameters, deterministic=deterministic, seed=seed)
-        actions = policy.layout.bound(chosen)
-        for row in actions:
-            self._breaker.record(failed=not np.isfinite(row).all())
-        return Outcome(
-            decision=policy.decide(actions, evaluation),
-            deterministic=deterministic,
-            seed=seed,
-            novelty=evaluation.novelty,
-            next_state=evaluation.next_state,
-            log_probs=policy.head.log_prob(evaluation.parameters, chosen) if prediction.log_prob else None,
-            binary=prediction.binary,
-        )
-
-    def _refuse_novel(self, evaluation: Evaluation) -> None:
-        novelty, spec = evaluation.novelty, self._card.ood
-        if novelty is None or spec is None or spec.action != "reject" or not novelty.is_ood.any():
-            return
-        notes = self._encoder.ood_notes(novelty)
-        raise listing(
-            OutOfDistribution,
-            [
-                (
-                    f"observations[{note['observation']}]",
-                    f"unlike training: {', '.join(note['outside']) or 'the combination of its values'} "
-                    f"(distance {note['distance']}, threshold {note['threshold']})",
-                    "out_of_distribution",
-                )
-                for note in notes[:MAX_DETAILS]
-            ],
-            len(notes),
-        )
+        return evaluation
 
     def _predict_alone(self, prediction: Prediction) -> Outcome:
         try:
-            (evaluation,) = self._evaluate([prediction], {})
+            evaluation = self._evaluate([prediction], {})
         except Late:
             return self._give_up(prediction)
         except Exception:
             logger.exception("the network failed on a request; it gets the fallback action")
             self._record_failures(prediction)
             return self._fall_back(prediction, "fallback")
-        return self._decide(prediction, evaluation)
+        return self._answer_late(prediction) if _is_late(prediction) else self._decider.decide(prediction, evaluation)
 
     def _give_up(self, prediction: Prediction) -> Outcome:
         self._record_failures(prediction)
@@ -252,21 +209,12 @@ class PolicyService:
             binary=prediction.binary,
         )
 
-    def _guarded(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return step(*arguments)
-        except RequestError as error:
-            return error
-        except Exception:
-            logger.exception("a request failed in %s", step.__name__)
-            return InternalFailure("the service failed on this request; its log says why")
-
-    def _encode_one(self, request: Request, item: Any, batch: Batch) -> Answer:
+    def _encode_one(self, request: Request, item: Any, timing: Timing) -> Answer:
         if isinstance(item, RequestError):
             return self._encoder.error(item, request.request_id)
         if not isinstance(item, Outcome):
             return self._encoder.resource(item)
-        answer = self._encoder.prediction(item, batch.stage_ms, _ms_since(batch.started))
+        answer = self._encoder.prediction(item, timing)
         limit = self._max_answer_bytes
         if len(answer.body) > limit:
             rows = len(item.decision.controls)
@@ -279,13 +227,8 @@ def _is_late(prediction: Prediction) -> bool:
     return prediction.due is not None and time.perf_counter() >= prediction.due
 
 
-def _refuse_unusable(evaluation: Evaluation) -> None:
-    """Observations within the card's bounds that the preprocessor makes infinities of."""
-    if not evaluation.usable.all():
-        rows = np.flatnonzero(~evaluation.usable)
-        message = "its features are not finite after preprocessing; the card's bounds are too wide for this value"
-        findings = [(f"observations[{row}]", message, "not_finite") for row in rows[:MAX_DETAILS]]
-        raise listing(OutOfRange, findings, len(rows))
+def _joined(parts: Sequence[FloatArray]) -> FloatArray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _ms_since(started: float) -> float:

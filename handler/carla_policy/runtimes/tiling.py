@@ -43,7 +43,8 @@ class Runtime(ABC):
         rows = len(inputs[0])
         padding = -rows % self.tile
         outputs = self.run([_padded(part, padding) for part in inputs] if padding else inputs)
-        return {name: values[:rows] for name, values in zip(self.signature.outputs, outputs, strict=True)}
+        named = zip(self.signature.outputs, outputs, strict=True)
+        return {name: values[:rows] for name, values in named} if padding else dict(named)
 
     @abstractmethod
     def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:

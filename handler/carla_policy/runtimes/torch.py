@@ -27,9 +27,14 @@ class TorchRuntime(Runtime):
 
     def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
         with torch.inference_mode():
-            columns = [torch.from_numpy(part).to(self._device).split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
-            outputs = [_as_tuple(self.module(*tiles)) for tiles in zip(*columns, strict=True)]
-            return [torch.cat(parts).numpy(force=True) for parts in zip(*outputs, strict=True)]
+            parts = [torch.from_numpy(part).to(self._device) for part in inputs]
+            outputs = self._run_tiles(parts) if len(inputs[0]) > self.tile else _as_tuple(self.module(*parts))
+            return [output.numpy(force=True) for output in outputs]
+
+    def _run_tiles(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        columns = [part.split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
+        outputs = [_as_tuple(self.module(*tiles)) for tiles in zip(*columns, strict=True)]
+        return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
 
 
 def select_device() -> torch.device:
