@@ -45,19 +45,28 @@ def bodies(service: PolicyService, requests: list[Request]) -> list[dict[str, An
     return [{**json.loads(answer.body), "timingMs": 0.0, "status": answer.status} for answer in answers]
 
 
-@settings(max_examples=30)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "seed": {"deterministic": False, "seed": 7},
+    "log_prob": {"log_prob": True},
+}
+
+
+@settings(max_examples=40)
 @given(
-    wanted=st.lists(
-        st.tuples(st.integers(0, 35), st.integers(1, 4), st.sampled_from(["", "", "", "seed", "log_prob"])),
-        min_size=1,
-        max_size=9,
+    wanted=st.sampled_from([[""], list(OPTIONS)]).flatmap(
+        lambda kinds: st.lists(
+            st.tuples(st.integers(0, 35), st.integers(1, 4), st.sampled_from(kinds)), min_size=1, max_size=9
+        )
     )
 )
-def test_a_request_is_answered_alike_alone_and_among_others(loaded: LoadedPolicy, wanted: list[Any]) -> None:
-    requests = []
-    for start, rows, option in wanted:
-        options = {"seed": {"deterministic": False, "seed": start}, "log_prob": {"log_prob": True}}.get(option, {})
-        requests.append(Request(json.dumps(request_body(ROWS[start : start + rows]) | options).encode()))
+def test_a_request_is_answered_alike_alone_and_among_others(
+    loaded: LoadedPolicy, wanted: list[tuple[int, int, str]]
+) -> None:
+    requests = [
+        Request(json.dumps(request_body(ROWS[start : start + rows]) | OPTIONS[kind]).encode())
+        for start, rows, kind in wanted
+    ]
     alone = [bodies(PolicyService(loaded), [request])[0] for request in requests]
     assert bodies(PolicyService(loaded), requests) == alone
 
