@@ -71,6 +71,8 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
         )
         self.counters = _counters(context.metrics)
+        if context.metrics is not None:
+            context.metrics.add_time = _ignore
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
@@ -89,7 +91,9 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         for index, (answer, own) in enumerate(zip(answers, headers, strict=True)):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.content_type)
-            for name, value in (*answer.headers.items(), *_echoed(own)):
+            for name, value in answer.headers.items():
+                context.set_response_header(index, name, value)
+            for name, value in _echoed(own):
                 context.set_response_header(index, name, value)
         return [answer.body for answer in answers]
 
@@ -128,6 +132,10 @@ def _end_process() -> None:
     """A thread that hangs cannot be ended; the process can, and TorchServe starts another."""
     logger.error("carla_policy: the network hangs; this worker ends, and another takes its place")
     os._exit(1)
+
+
+def _ignore(*_: Any) -> None:
+    """TorchServe's PredictionTime: a line for each batch, with the id of every request in it, which nobody reads."""
 
 
 def _counters(metrics: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.runtimes import Signature, load_runtime
-from carla_policy.runtimes.torch import DEVICE_VARIABLE
+from carla_policy.runtimes.torch import DEVICE_VARIABLE, load_torch
 from carla_policy_tools.artifact import load_artifact, seal
 from carla_policy_tools.export.choices import FILE_OF_RUNTIME
 from carla_policy_tools.export.serialization import write_network
@@ -50,6 +50,31 @@ def test_every_runtime_yields_what_the_module_does(tmp_path: Path, recurrent: bo
         assert list(outputs) == list(signature.outputs)
         for got, wanted in zip(outputs.values(), expected, strict=True):
             assert np.abs(got - wanted.numpy()).max() <= 1e-6
+
+
+@pytest.mark.parametrize("outputs", [("action",), ("mean", "log_std")], ids=["one", "two"])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
+@pytest.mark.parametrize("tile", [1, 3])
+def test_many_tiles_in_one_call_have_the_bits_of_each_by_itself(
+    tmp_path: Path, outputs: tuple[str, ...], recurrent: bool, tile: int
+) -> None:
+    torch.manual_seed(5)
+    network = (RecurrentNetwork if recurrent else Network)(7, 2, outputs).eval()
+    signature = Signature(
+        {"features": 7, **({"state": 32} if recurrent else {})},
+        {**dict.fromkeys(outputs, 2), **({"next_state": 32} if recurrent else {})},
+    )
+    write_network(network, tmp_path / "model.pt", signature)
+    runtime = load_torch(tmp_path / "model.pt", signature, tile)
+    assert isinstance(runtime.loop, torch.jit.ScriptModule), "not the fast way"
+    rows = 12 * tile
+    inputs = [np.random.default_rng(n).normal(size=(rows, w)).astype(np.float32) for n, w in enumerate((7, 32))]
+    inputs = inputs[: len(signature.inputs)]
+    together = runtime(*inputs)
+    for start in range(0, rows, tile):
+        alone = runtime(*(part[start : start + tile] for part in inputs))
+        for name, values in together.items():
+            assert values[start : start + tile].tobytes() == alone[name].tobytes()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

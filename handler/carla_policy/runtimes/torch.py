@@ -20,21 +20,31 @@ DEVICE_VARIABLE = "CARLA_POLICY_DEVICE"
 
 
 class TorchRuntime(Runtime):
-    def __init__(self, module: Callable[..., Any], signature: Signature, tile: int, device: torch.device) -> None:
+    """`module` takes one tile; `loop` takes any number of them, one after the other, if there is a faster way to."""
+
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        signature: Signature,
+        tile: int,
+        device: torch.device,
+        loop: Callable[..., Any] | None = None,
+    ) -> None:
         super().__init__(signature, tile, str(device))
         self.module = module
+        self.loop = loop or self._loop
         self._device = device
 
     def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
         with torch.inference_mode():
             parts = [torch.from_numpy(part).to(self._device) for part in inputs]
-            outputs = self._run_tiles(parts) if len(inputs[0]) > self.tile else _as_tuple(self.module(*parts))
-            return [output.numpy(force=True) for output in outputs]
+            run = self.loop if len(inputs[0]) > self.tile else self.module
+            return [output.numpy(force=True) for output in _as_tuple(run(*parts))]
 
-    def _run_tiles(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _loop(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         columns = [part.split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
         outputs = [_as_tuple(self.module(*tiles)) for tiles in zip(*columns, strict=True)]
-        return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
 
 def select_device() -> torch.device:
@@ -50,15 +60,39 @@ def select_device() -> torch.device:
 def load_torch(path: Path, signature: Signature, tile: int) -> TorchRuntime:
     """The module in `path`; raises whatever a foreign file makes torch run into."""
     device = select_device()
-    load = _load_exported if path.suffix == ".pt2" else _load_torchscript
+    if path.suffix == ".pt2":
+        return TorchRuntime(_load_exported(path, device), signature, tile, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return TorchRuntime(load(path, device), signature, tile, device)
+        loaded = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+        loop = _scripted_loop(loaded, signature, tile)
+        return TorchRuntime(torch.jit.freeze(loaded), signature, tile, device, loop)
 
 
-def _load_torchscript(path: Path, device: torch.device) -> Callable[..., Any]:
-    loaded = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    frozen: Callable[..., Any] = torch.jit.freeze(loaded.eval())
+def _scripted_loop(network: Any, signature: Signature, tile: int) -> Callable[..., Any] | None:
+    """`network` over all tiles in one call of TorchScript's interpreter, which saves Python's share of each.
+
+    `None` where its outputs are not those of `signature`; running it says so better.
+    """
+    inputs, outputs = range(len(signature.inputs)), range(len(signature.outputs))
+    returned = network.forward.schema.returns[0].type
+    is_tuple = isinstance(returned, torch.TupleType)
+    if len(returned.elements() if is_tuple else (returned,)) != len(outputs):
+        return None
+    parts = ", ".join(f"x{n}[start:start + {tile}]" for n in inputs)
+    source = [
+        f"def forward(self, {', '.join(f'x{n}' for n in inputs)}):",
+        *(f"    y{n}: List[Tensor] = []" for n in outputs),
+        f"    for start in range(0, x0.size(0), {tile}):",
+        f"        found = self.network({parts})",
+        *(f"        y{n}.append(found{f'[{n}]' if is_tuple else ''})" for n in outputs),
+        f"    return {', '.join(f'torch.cat(y{n})' for n in outputs)}",
+    ]
+    box = torch.nn.Module()
+    box.network = network
+    loop = torch.jit.script(box)
+    loop.define("\n".join(source) + "\n")
+    frozen: Callable[..., Any] = torch.jit.freeze(loop.eval())
     return frozen
 
 
