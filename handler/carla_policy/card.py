@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from carla_policy.digests import sha256
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 from carla_policy.specs import (
     ActionSpec,
     ContinuousActionSpec,
@@ -31,7 +32,7 @@ from carla_policy.specs import (
     Section,
     TableActionSpec,
 )
-from carla_policy.strict_yaml import parse_yaml
+from carla_policy.strict_yaml import MAX_BYTES, parse_yaml
 from carla_policy.version import check_version
 
 CARD_FILE = "model_card.yaml"
@@ -42,6 +43,9 @@ GOLDEN_FILE = "golden.npz"
 OOD_FILE = "ood.npz"
 ARTIFACT_FILES = frozenset({*MODEL_FILES, PREPROCESSOR_FILE, GOLDEN_FILE, OOD_FILE})
 """What an artifact may consist of beside its card."""
+
+MAX_FINDINGS = 20
+"""Faults of a card that one error tells."""
 
 CARD_HASH_KEY = "card_hash"
 DIGESTS_KEY = "artifact_hashes"
@@ -122,15 +126,14 @@ def _check_action(head: str, action: ContinuousActionSpec | TableActionSpec) -> 
 
 def load_card(path: Path) -> ModelCard:
     """The card at `path`; `ArtifactError` names the file, the key, what was expected and what came."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path.name}: cannot be read: {error.strerror}") from None
+    data = read_file(path, MAX_BYTES)
     document = parse_yaml(data, path.name)
     try:
         card = ModelCard.model_validate_json(json.dumps(document, default=_iso))
     except ValidationError as error:
-        findings = (f"{'.'.join(map(str, f['loc'])) or 'card'}: {_finding(f)}" for f in error.errors())
+        errors = error.errors()
+        findings = [f"{'.'.join(map(str, f['loc'])) or 'card'}: {_finding(f)}" for f in errors[:MAX_FINDINGS]]
+        findings += [f"and {len(errors) - MAX_FINDINGS} more"] if len(errors) > MAX_FINDINGS else []
         raise ArtifactError(f"{path.name}: {'; '.join(findings)}") from None
     body, _, _ = data.rpartition(f"{CARD_HASH_KEY}:".encode())
     if data != body + card_hash_line(body):

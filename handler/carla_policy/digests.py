@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carla_policy.errors import ArtifactError
+from carla_policy.files import open_file, read_file
 
 DIGESTS_FILE = "digests.json"
+MAX_LIST_BYTES = 1 << 20
 _OWN_BYTECODE = re.compile(r"__pycache__/policy_handler\.[a-z0-9-]+\.pyc")
 """What the interpreter may leave beside the handler in a worker's directory, before the handler forbids it."""
 
@@ -26,8 +28,8 @@ def sha256(data: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """`sha256:<64 hex digits>` of a file's content."""
-    with path.open("rb") as file:
+    """`sha256:<64 hex digits>` of the content of a plain file; `OSError` where there is none."""
+    with open_file(path) as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
@@ -57,9 +59,11 @@ def dump_digests(digests: Mapping[str, str]) -> str:
 def verify_directory(directory: Path) -> dict[str, str]:
     """Hold `directory` against its `digests.json` and return the digests; `ArtifactError` names every difference."""
     try:
-        text = (directory / DIGESTS_FILE).read_text("utf-8")
+        text = read_file(directory / DIGESTS_FILE, MAX_LIST_BYTES).decode()
         expected = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except ArtifactError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{DIGESTS_FILE}: cannot be read: {error}") from None
     strings = isinstance(expected, dict) and all(isinstance(value, str) for value in expected.values())
     listed = {name: digest for name, digest in expected.items() if name != DIGESTS_FILE} if strings else {}

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 
 MAX_BYTES = 64 << 20
 MAX_PARTS = 50_000
@@ -153,9 +154,8 @@ class _AllowListUnpickler(pickle._Unpickler):
 
 def load_preprocessor_pickle(path: Path) -> Any:
     """The transformer in `path`; `ArtifactError` names the file and what it may not contain."""
+    data = read_file(path, MAX_BYTES)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
         _check_stream(data)
         transformer = _AllowListUnpickler(io.BytesIO(data)).load()
         _check_size(transformer)
@@ -170,8 +170,6 @@ def load_preprocessor_pickle(path: Path) -> Any:
 
 def _check_stream(data: bytes) -> None:
     """One whole pickle and nothing behind it, of known opcodes, with every length inside of the file."""
-    if len(data) > MAX_BYTES:
-        raise ArtifactError(f"it is larger than {MAX_BYTES >> 20} MiB")
     known, end = frozenset(_OPCODES.split()), 0
     for count, (opcode, _, position) in enumerate(pickletools.genops(data)):
         end = (position or 0) + 1

@@ -22,12 +22,13 @@ from carla_policy.card import (
     card_hash_line,
     load_card,
 )
-from carla_policy.digests import compare_digests, directory_digests, file_digest
+from carla_policy.digests import compare_digests, directory_digests
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 from carla_policy.loading import LoadedPolicy, assemble
 from carla_policy.preprocessing import SklearnPreprocessor
 from carla_policy.safe_pickle import load_preprocessor_pickle
-from carla_policy.strict_yaml import FLOAT_OF_YAML_1_2, parse_yaml
+from carla_policy.strict_yaml import FLOAT_OF_YAML_1_2, MAX_BYTES, parse_yaml
 
 
 def verify_artifact(directory: Path) -> ModelCard:
@@ -79,7 +80,7 @@ def card_text(content: dict[str, Any]) -> str:
 def seal(directory: Path) -> ModelCard:
     """Recompute the digests in an existing card, after an edit that was meant; comments and layout stay."""
     try:
-        text = (directory / CARD_FILE).read_text("utf-8")
+        text = read_file(directory / CARD_FILE, MAX_BYTES).decode()
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{CARD_FILE}: not UTF-8: {error.reason} at byte {error.start}") from None
     content = parse_yaml(text.encode(), CARD_FILE)
@@ -99,7 +100,7 @@ def seal_text(directory: Path, text: str) -> ModelCard:
         )
     if strangers := sorted(present - ARTIFACT_FILES):
         raise ArtifactError(f"{directory}: {', '.join(strangers)}: no part of an artifact; remove it")
-    digests = {name: file_digest(directory / name) for name in sorted(present)}
+    digests = {name: digest for name, digest in directory_digests(directory).items() if name != CARD_FILE}
     body = (text.rstrip("\n") + "\n" + card_text({DIGESTS_KEY: digests})).encode()
     with tempfile.TemporaryDirectory(dir=directory, prefix=".card-") as scratch:
         candidate = Path(scratch, CARD_FILE)

@@ -11,6 +11,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from carla_policy.card import MAX_FINDINGS
+from carla_policy.files import read_file
+from carla_policy.strict_yaml import MAX_BYTES as MAX_YAML_BYTES
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
 
@@ -95,9 +98,9 @@ def load_profile(name: str) -> Profile:
             f"there is no profile {name!r}: choose one of {', '.join(profile_names())}, or name a .yaml file"
         )
     try:
-        profile = Profile.model_validate(parse_yaml(path.read_bytes(), path.name))
+        profile = Profile.model_validate(parse_yaml(read_file(path.resolve(), MAX_YAML_BYTES), path.name))
     except ValidationError as error:
-        findings = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        findings = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:MAX_FINDINGS])
         raise ValueError(f"{path}: {findings}") from None
     directory = path.absolute().parent
     return profile.model_copy(update={"trusted_keys": tuple(str(directory / key) for key in profile.trusted_keys)})

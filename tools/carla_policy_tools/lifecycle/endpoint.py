@@ -12,11 +12,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from carla_policy.files import read_file
 from carla_policy_tools.configuration import Ports, SizeLimits
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 
 _GLANCE_S = 1.0
 """So long a server that starts waits for another one to end, and who looks for one that is changing what it says."""
+
+MAX_BYTES = 1 << 20
 
 State = Literal["starting", "ready", "draining"]
 
@@ -138,6 +141,6 @@ def _is_locked(path: Path) -> bool:
 def _read(path: Path) -> Endpoint | None:
     """What is announced; none where nothing is, or where it is being written at this moment."""
     try:
-        return Endpoint.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
+        return Endpoint.model_validate(json.loads(read_file(path, MAX_BYTES)))
+    except (ValueError, ValidationError):
         return None
