@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.lib import format as npy_format
 
+from carla_policy.arrays import read_header
 from carla_policy.card import ModelCard
 from carla_policy.errors import EmptyBody, InvalidNpy, InvalidOption, InvalidState, SchemaMismatch, ShapeMismatch
 from carla_policy.golden import FloatArray
@@ -21,9 +22,6 @@ from carla_policy.heads import SEED_BITS
 from carla_policy.prediction import Prediction, check_rows, within_bounds
 
 DETERMINISTIC_HEADER, SEED_HEADER = "x-policy-deterministic", "x-policy-seed"
-MAX_HEADER_CHARACTERS = 512
-"""What numpy writes for two dimensions takes 118; the reader of headers evaluates them as a Python literal."""
-_HEADER_READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
 
 def parse_npy(body: bytes | bytearray, headers: Mapping[str, str], card: ModelCard) -> Prediction:
@@ -51,9 +49,7 @@ def dump_npy(controls: FloatArray) -> bytes:
 def _read(body: bytes, card: ModelCard) -> FloatArray:
     file = io.BytesIO(body)
     try:
-        shape, is_fortran, dtype = _HEADER_READERS[npy_format.read_magic(file)](file, MAX_HEADER_CHARACTERS)
-    except KeyError:
-        raise InvalidNpy("body: expected version 1.0 or 2.0 of the .npy format; send what numpy.save writes") from None
+        shape, is_fortran, dtype = read_header(file)
     except Exception as error:  # the header is read as a Python literal, which may fail in any way
         reason = str(error).partition("\n")[0]
         raise InvalidNpy(f"body: not a .npy file: {reason:.200}; send what numpy.save writes") from None
