@@ -1,4 +1,8 @@
-"""ONNX (`model.onnx`) on onnxruntime, on the GPU where its build and the machine have one."""
+"""ONNX (`model.onnx`) on onnxruntime, on the GPU where its build and the machine have one.
+
+A graph may name other files, or memory, as the place of its weights, and operators that only some builds have, one of
+which opens files too. So the graph is looked through first, and what runs is the bytes that were looked through.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,13 @@ from typing import Any
 import numpy as np
 
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 from carla_policy.golden import FloatArray
 from carla_policy.runtimes.tiling import Runtime, Signature
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+"""Of operators that the ONNX standard describes."""
+MAX_BYTES = 1 << 30
 
 
 class OnnxRuntime(Runtime):
@@ -32,16 +41,43 @@ class OnnxRuntime(Runtime):
 
 
 def load_onnx(path: Path, signature: Signature, tile: int) -> OnnxRuntime:
-    """The graph in `path`, one thread; raises whatever a foreign file makes onnxruntime run into."""
+    """The graph in `path`, one thread; `ArtifactError`, or whatever a foreign file makes onnxruntime run into."""
     try:
+        import onnx
         import onnxruntime
-    except ImportError:
+    except ImportError as error:
         raise ArtifactError(
-            f"{path.name}: needs onnxruntime, which is not installed: pip install 'carla-policy-serving[onnx]'"
+            f"{path.name}: needs {error.name}, which is not installed: pip install 'carla-policy-serving[onnx]'"
         ) from None
+    data = read_file(path, MAX_BYTES)
+    _check_graph(path.name, onnx.load_model_from_string(data))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    return OnnxRuntime(onnxruntime.InferenceSession(str(path), options, providers), signature, tile)
+    return OnnxRuntime(onnxruntime.InferenceSession(data, options, providers), signature, tile)
+
+
+def _check_graph(name: str, model: Any) -> None:
+    """`ArtifactError` for a tensor whose data stand elsewhere, and for an operator that is not one of ONNX itself."""
+    functions = {(function.domain, function.name) for function in model.functions}
+    pending = [model]
+    while pending:
+        message = pending.pop()
+        kind = message.DESCRIPTOR.name
+        if kind == "TensorProto" and (message.external_data or message.data_location):
+            location = {entry.key: entry.value for entry in message.external_data}.get("location", "")
+            raise ArtifactError(
+                f"{name}: {message.name!r:.80}: its data stand in another file, {location!r:.80}, which no artifact "
+                "has; save the network with its weights inside"
+            )
+        if kind == "NodeProto" and message.domain not in DOMAINS and (message.domain, message.op_type) not in functions:
+            raise ArtifactError(
+                f"{name}: {message.op_type!r:.80} of {message.domain!r:.80}: not an operator of ONNX itself, which "
+                "every onnxruntime has; export the network without it"
+            )
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending += [value] if hasattr(value, "ListFields") else value
