@@ -14,8 +14,9 @@ import pytest
 import requests
 
 from carla_policy.digests import verify_directory
-from carla_policy_tools.archive import CONFIG_FILE, unpack, with_config
+from carla_policy_tools.archive import unpack, with_config
 from carla_policy_tools.configuration import CONFIG_PROPERTIES, Profile, SizeLimits, load_profile, read_properties
+from carla_policy_tools.manifest import CONFIG_FILE
 from carla_policy_tools.paths import CONFIG, archive_name
 from tests.servers import COMMAND, ServeProcess
 

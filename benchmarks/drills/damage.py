@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks.archives import SECOND, copy_artifact, repack
 from carla_policy.card import CARD_FILE, GOLDEN_FILE, ModelCard, load_card
 from carla_policy.preprocessing import COMPILED_FILE
-from carla_policy_tools.archive import HANDLER_FILE, pack, unpack
+from carla_policy_tools.archive import pack, unpack
 from carla_policy_tools.artifact import load_training_preprocessor, seal
 from carla_policy_tools.compilation import compile_preprocessor
+from carla_policy_tools.manifest import HANDLER_FILE
 from carla_policy_tools.paths import archive_name
 
 _INITIALIZE = "    def initialize(self, context: Context) -> None:\n"

@@ -8,8 +8,8 @@ archive is read: an archive that would be written differently has been changed.
 from __future__ import annotations
 
 import io
-import json
 import logging
+import re
 import shutil
 import tempfile
 import zipfile
@@ -22,26 +22,23 @@ from model_archiver.model_archiver import ModelArchiver
 from model_archiver.model_archiver_config import ModelArchiverConfig
 
 from carla_policy.card import ARTIFACT_FILES, CARD_FILE, ModelCard
-from carla_policy.digests import DIGESTS_FILE, directory_digests, dump_digests
+from carla_policy.digests import DIGESTS_FILE, directory_digests, dump_digests, sha256
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 from carla_policy.integrity import verify_files
 from carla_policy.preprocessing import COMPILED_FILE, CompiledPreprocessor
-from carla_policy.strict_yaml import parse_yaml
+from carla_policy.zips import check_zip_end
+from carla_policy_tools.manifest import CONFIG_FILE, HANDLER_FILE, MANIFEST_FILE, check_instructions, manifest_text
 from carla_policy_tools.paths import CONFIG, HANDLER_SOURCES, MODEL_NAME, archive_name
 
-MANIFEST_FILE = "MAR-INF/MANIFEST.json"
-HANDLER_FILE = "policy_handler.py"
-CONFIG_FILE = "model-config.yaml"
 ROOT_FILES = frozenset(
     {*ARTIFACT_FILES, CARD_FILE, COMPILED_FILE, DIGESTS_FILE, MANIFEST_FILE, HANDLER_FILE, CONFIG_FILE}
 )
-CONFIG_KEYS = frozenset(
-    {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout"}
-    | {"startupTimeout", "maxRetryTimeoutInSec", "jobQueueSize"}
-)
-MAX_CONFIG_VALUE = 100_000
 MAX_ENTRIES = 1_000
-MAX_UNPACKED_BYTES = 4 << 30
+MAX_BYTES = 1 << 30
+_MODULE = re.compile(rf"{MODEL_NAME}(/[A-Za-z_][A-Za-z0-9_]{{0,60}}){{1,4}}\.py")
+_HEADERS_BYTES, _END_BYTES = 30 + 46, 22
+"""What an entry takes beside its content and its name, which stands there twice; and the end of the archive."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE = 0o100644
 
@@ -73,32 +70,41 @@ def pack(artifact: Path, card: ModelCard, compiled: CompiledPreprocessor | None)
                 )
             )
         content = export / MODEL_NAME
-        manifest = json.loads((content / MANIFEST_FILE).read_text())
-        manifest["createdOn"] = card.created.strftime("%d/%m/%Y %H:%M:%S")
-        (content / MANIFEST_FILE).write_text(_manifest_text(manifest))
+        (content / MANIFEST_FILE).write_text(manifest_text(card))
         (content / DIGESTS_FILE).write_text(dump_digests(directory_digests(content)))
         return _zip(content)
 
 
-def unpack(archive: Path, directory: Path) -> None:
-    """Unpack `archive` into the empty `directory`; `ArtifactError` names what does not belong in an archive."""
+def copy_archive(archive: Path, copy: Path) -> None:
+    """Copy what may be an archive; `ArtifactError` for what cannot be one: a pipe, a link, a file that is too large."""
+    copy.write_bytes(read_file(archive, MAX_BYTES))
+
+
+def unpack(archive: Path, directory: Path) -> str:
+    """Unpack `archive` into the empty `directory`; the digest of the bytes that were unpacked.
+
+    `ArtifactError` names what does not belong in an archive. Nothing is unpacked before all names and sizes fit.
+    """
+    data = read_file(archive, MAX_BYTES)
     try:
-        data = archive.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            entries = packed.infolist()
-            _check_entries(archive.name, entries)
-            for entry in entries:
+        with _opened(archive.name, data) as packed:
+            for entry in packed.infolist():
                 target = directory / entry.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(_read_entry(packed, entry))
     except OSError as error:
-        raise ArtifactError(f"{archive}: cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ArtifactError(f"{archive.name}: {error}") from None
+        raise ArtifactError(f"{archive.name}: cannot be unpacked: {error.strerror}") from None
     if _zip(directory) != data:
         raise ArtifactError(
             f"{archive.name}: bytes around the packed files have changed; it is not as `carla-policy build` wrote it"
         )
+    return sha256(data)
+
+
+def read_entry(archive: Path, name: str) -> bytes:
+    """One file of an archive that nobody has verified; `ArtifactError` if it cannot be read."""
+    with _opened(archive.name, read_file(archive, MAX_BYTES)) as packed:
+        return _read_entry(packed, packed.getinfo(name))
 
 
 def with_config(directory: Path, config: bytes) -> bytes:
@@ -111,50 +117,31 @@ def with_config(directory: Path, config: bytes) -> bytes:
     return _zip(directory)
 
 
-def check(archive: Path, directory: Path) -> ModelCard:
-    """Unpack `archive` into the empty `directory` and check bytes, digests, card and names; nothing of it runs."""
-    unpack(archive, directory)
+def check(archive: Path, directory: Path) -> tuple[ModelCard, str]:
+    """Unpack `archive` into the empty `directory` and check bytes, digests, card and names; nothing of it runs.
+
+    The card, and the digest of the archive that was checked: the file may be another one by now.
+    """
+    digest = unpack(archive, directory)
     card = verify_files(directory)
-    _check_names(archive, directory, card)
-    return card
-
-
-def _check_names(archive: Path, directory: Path, card: ModelCard) -> None:
-    try:
-        text = (directory / MANIFEST_FILE).read_text("utf-8")
-        manifest = json.loads(text)
-        model = manifest["model"]
-        named = (model["modelName"], model["modelVersion"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{MANIFEST_FILE}: not a manifest of torch-model-archiver: {error!r}") from None
-    if named != (MODEL_NAME, card.version):
-        raise ArtifactError(f"{MANIFEST_FILE}: names {' '.join(map(str, named))}, the card {MODEL_NAME} {card.version}")
-    started = {"handler": HANDLER_FILE, "serializedFile": card.model_file, "configFile": CONFIG_FILE}
-    expected = {
-        **{key: manifest.get(key) for key in ("archiverVersion", "createdOn")},
-        "model": {"modelName": MODEL_NAME, "modelVersion": card.version, **started},
-        "runtime": "python",
-    }
-    if text != _manifest_text(expected):
-        raise ArtifactError(f"{MANIFEST_FILE}: expected {_manifest_text(expected)!r}, got {text!r:.500}")
-    _check_config(directory / CONFIG_FILE)
+    check_instructions(directory, card)
     if archive.name != archive_name(card.version):
         raise ArtifactError(f"{archive.name}: holds {card.version}; its name must be {archive_name(card.version)}")
+    return card, digest
 
 
-def _manifest_text(manifest: object) -> str:
-    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-
-
-def _check_config(path: Path) -> None:
-    """Numbers under the keys that a build packs: others start processes, install packages or run other code."""
-    config = parse_yaml(path.read_bytes(), path.name)
-    if not isinstance(config, dict) or config.keys() - CONFIG_KEYS:
-        strangers = sorted(config.keys() - CONFIG_KEYS) if isinstance(config, dict) else [type(config).__name__]
-        raise ArtifactError(f"{path.name}: {', '.join(strangers)}: not a key of an archive; {sorted(CONFIG_KEYS)} are")
-    for key, value in config.items():
-        if type(value) is not int or not 0 < value <= MAX_CONFIG_VALUE:
-            raise ArtifactError(f"{path.name}: {key}: expected 1 to {MAX_CONFIG_VALUE}, got {value!r:.80}")
+@contextmanager
+def _opened(name: str, data: bytes) -> Iterator[zipfile.ZipFile]:
+    """The zip file `data`, after its end and its list of files were checked; `ArtifactError` begins with `name`."""
+    try:
+        check_zip_end(data, MAX_ENTRIES)
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            _check_entries(name, packed.infolist(), len(data))
+            yield packed
+    except ArtifactError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{name}: {error}") from None
 
 
 def _read_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
@@ -164,9 +151,10 @@ def _read_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         raise ArtifactError(f"{entry.filename}: {error}") from None
 
 
-def _check_entries(name: str, entries: list[zipfile.ZipInfo]) -> None:
-    if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-        raise ArtifactError(f"{name}: expected at most {MAX_ENTRIES} files and {MAX_UNPACKED_BYTES >> 30} GiB unpacked")
+def _check_entries(name: str, entries: list[zipfile.ZipInfo], length: int) -> None:
+    """Names and kinds that a build packs, and sizes that add up to the `length` of the archive."""
+    if len(entries) > MAX_ENTRIES:
+        raise ArtifactError(f"{name}: expected at most {MAX_ENTRIES} files, got {len(entries)}")
     seen: set[str] = set()
     for entry in entries:
         path = PurePosixPath(entry.filename)
@@ -174,14 +162,18 @@ def _check_entries(name: str, entries: list[zipfile.ZipInfo]) -> None:
         stored = entry.compress_type == zipfile.ZIP_STORED and entry.flag_bits == 0
         if not (plain and stored) or path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
             raise ArtifactError(f"{name}: {entry.orig_filename!r}: not the name or kind of a file that a build packs")
-        module = path.parts[0] == MODEL_NAME and path.suffix == ".py" and "__pycache__" not in path.parts
-        if entry.filename not in ROOT_FILES and not module:
+        if entry.filename not in ROOT_FILES and not _MODULE.fullmatch(entry.filename):
             raise ArtifactError(
-                f"{name}: {entry.filename}: no part of an archive, which holds an artifact and its code"
+                f"{name}: {entry.filename!r}: no part of an archive, which holds an artifact and its code"
             )
         if entry.filename.lower() in seen:
             raise ArtifactError(f"{name}: {entry.filename}: packed twice, or under names that differ only in case")
         seen.add(entry.filename.lower())
+    expected = sum(_HEADERS_BYTES + 2 * len(entry.filename) + entry.file_size for entry in entries) + _END_BYTES
+    if expected != length:
+        raise ArtifactError(
+            f"{name}: its files need {expected} bytes, but it has {length}: they overlap, or one claims a size"
+        )
 
 
 def _zip(directory: Path) -> bytes:

@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from carla_policy.digests import DIGESTS_FILE, sha256
+from carla_policy.digests import DIGESTS_FILE
 from carla_policy.errors import ArtifactError
+from carla_policy.files import read_file
 from carla_policy.loading import load_card_golden
 from carla_policy_tools import isolated_replay
-from carla_policy_tools.archive import pack
+from carla_policy_tools.archive import MAX_BYTES, pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
 from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
 from carla_policy_tools.keys import PASSPHRASE_VARIABLE, PublicKey, SigningKey
-from carla_policy_tools.paths import archive_name
+from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.signing import add_signature, check_archive, signature_path
 
 REPLAY_TIMEOUT_S = 300
@@ -81,9 +82,7 @@ def build(artifact: Path, store: Path, signing_key: SigningKey | None = None) ->
         not_compiled = str(reason)
     data = pack(artifact, card, compiled)
     target = store / archive_name(card.version)
-    unchanged = target.exists() and target.read_bytes() == data
-    if target.exists() and not unchanged:
-        raise _built_before(target)
+    unchanged = _holds(target, data)
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as scratch:
         candidate = Path(scratch, target.name)
@@ -116,7 +115,7 @@ def verify(
     return Verification(
         archive=archive,
         version=result["version"],
-        digest=sha256(archive.read_bytes()),
+        digest=checked.digest,
         preprocessor=result["preprocessor"],
         vectors=result["vectors"],
         gate=result["gate"],
@@ -138,12 +137,17 @@ def _publish(candidate: Path, target: Path) -> None:
     try:
         target.hardlink_to(candidate)
     except FileExistsError:
-        if target.read_bytes() != candidate.read_bytes():
-            raise _built_before(target) from None
+        _holds(target, candidate.read_bytes())
 
 
-def _built_before(target: Path) -> ArtifactError:
-    return ArtifactError(
+def _holds(target: Path, data: bytes) -> bool:
+    """Whether the store has the archive already; `ArtifactError` if it has another one under this version."""
+    if not (target.exists() or target.is_symlink()):
+        return False
+    with naming(target):
+        if read_file(target, MAX_BYTES) == data:
+            return True
+    raise ArtifactError(
         f"{target}: this version was built before with other content (artifact or serving code), and a version never "
         "changes; give the artifact a new version, or delete the archive if it was never deployed "
         "(`make rebuild` builds all again)"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from carla_policy.arrays import parse_arrays
 from carla_policy.card import GOLDEN_FILE
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
+from carla_policy_tools.archive import read_entry
 from carla_policy_tools.paths import MODEL_NAME
 from carla_policy_tools.urls import local_session, prediction_url
 
@@ -75,15 +73,11 @@ def golden_observations(archive: Path) -> tuple[FloatArray, bool]:
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no archive to take a golden observation from; build it, or send a --file")
     try:
-        with (
-            zipfile.ZipFile(archive) as packed,
-            np.load(io.BytesIO(packed.read(GOLDEN_FILE)), allow_pickle=False) as golden,
-        ):
-            observations: FloatArray = golden["observations"]
-            recurrent = "states" in golden.files
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        golden = parse_arrays(read_entry(archive, GOLDEN_FILE), GOLDEN_FILE)
+        observations: FloatArray = golden["observations"]
+    except (KeyError, ValueError) as error:
         raise ArtifactError(f"{archive}: holds no golden observations that can be read: {error}") from None
-    return observations, recurrent
+    return observations, "states" in golden
 
 
 def curl_command(base: str, version: str, request: Mapping[str, Any]) -> str:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import requests
 
-from carla_policy.digests import file_digest
 from carla_policy.errors import ArtifactError
-from carla_policy_tools.archive import with_config
+from carla_policy_tools.archive import copy_archive, with_config
 from carla_policy_tools.configuration import Ports, Profile, SizeLimits, properties
 from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle import leftovers
@@ -170,13 +169,11 @@ def _take_copies(
         copy = copies / archive.name
         with naming(archive), tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
             try:
-                shutil.copyfile(archive, copy)
-            except OSError as error:
-                raise ArtifactError(
-                    f"{archive}: cannot be read: {error.strerror}; build it again, or `carla-policy retire {version}`"
-                ) from None
+                copy_archive(archive, copy)
+            except ArtifactError as error:
+                raise ArtifactError(f"{error}; build it again, or `carla-policy retire {version}`") from None
             checked = check_archive(copy, Path(scratch), load_public_keys(profile.trusted_keys), archive)
-            digests[version], git_shas[version] = file_digest(copy), checked.card.git_sha
+            digests[version], git_shas[version] = checked.digest, checked.card.git_sha
             registered = declaration.digests.get(version, digests[version])
             if digests[version] != registered:
                 raise ArtifactError(

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from carla_policy.card import ModelCard
 from carla_policy.digests import DIGESTS_FILE, sha256
 from carla_policy.errors import ArtifactError
+from carla_policy.files import open_file
 from carla_policy.version import check_version
 from carla_policy_tools.archive import check
 from carla_policy_tools.keys import KEY_ID_DIGITS, PublicKey, SigningKey
@@ -75,6 +76,8 @@ class SignatureFile(BaseModel):
 @dataclass(frozen=True)
 class CheckedArchive:
     card: ModelCard
+    digest: str
+    """`sha256:<64 hex digits>` of the bytes that were checked."""
     signed_by: tuple[str, ...]
     """Ids of those of the trusted keys that have signed it."""
 
@@ -92,10 +95,10 @@ def check_archive(
     With `trusted_keys` an archive that none of them has signed is refused with `SignatureError`. The signatures stand
     beside the `original` where `archive` is a copy.
     """
-    card = check(archive, directory)
+    card, digest = check(archive, directory)
     manifest = (directory / DIGESTS_FILE).read_bytes()
     signed_by = require_signature(original or archive, manifest, card.version, trusted_keys) if trusted_keys else ()
-    return CheckedArchive(card, signed_by)
+    return CheckedArchive(card, digest, signed_by)
 
 
 def require_signature(
@@ -132,12 +135,12 @@ def require_signature(
 
 def read_signatures(path: Path) -> SignatureFile:
     """What stands in a signature file, nothing of it verified; `SignatureError` if it is not of this form."""
+    advice = "delete it and sign again"
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from None
-    advice = "delete it and sign again"
     if len(data) > MAX_FILE_BYTES:
         raise SignatureError(f"{path}: not a signature file, which has at most {MAX_FILE_BYTES} bytes; {advice}")
     try:
@@ -172,7 +175,7 @@ def sign_archive(archive: Path, key: SigningKey) -> SignatureFile:
     """Check `archive`, nothing of which runs, and add `key`'s signature to its file, whose content is returned."""
     path = signature_path(archive)
     with tempfile.TemporaryDirectory(prefix="carla-policy-sign-") as scratch:
-        card = check(archive, Path(scratch))
+        card, _ = check(archive, Path(scratch))
         signed = add_signature(path, Path(scratch, DIGESTS_FILE).read_bytes(), card.version, key)
     with tempfile.TemporaryDirectory(prefix=".sign-", dir=path.parent) as scratch:
         staged = Path(scratch, path.name)

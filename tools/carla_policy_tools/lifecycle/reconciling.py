@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from carla_policy.digests import file_digest
 from carla_policy.errors import ArtifactError
+from carla_policy_tools.archive import copy_archive
 from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.draining import pass_queue
 from carla_policy_tools.lifecycle.endpoint import Endpoint, require_server
@@ -87,10 +87,10 @@ def _take(archive: Path, endpoint: Endpoint, version: str, profile: Profile, rec
     endpoint.store.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch:
         copy = Path(scratch, archive.name)
-        shutil.copyfile(archive, copy)
+        copy_archive(archive, copy)
         if file_digest(copy) != record.digest:
             raise ArtifactError(f"{archive}: has changed since {version} was registered; put {record.digest} back")
-        configure(copy, profile)
+        configure(copy, profile, record.digest)
         copy.replace(endpoint.store / archive.name)
 
 

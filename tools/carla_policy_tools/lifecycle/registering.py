@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import requests
 
 from carla_policy.errors import ArtifactError
-from carla_policy_tools.archive import check, with_config
+from carla_policy_tools.archive import check, copy_archive, with_config
 from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
 from carla_policy_tools.keys import load_public_keys
@@ -109,18 +108,23 @@ def _take(archive: Path, endpoint: Endpoint, settings: Profile) -> Verification:
     endpoint.store.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch, naming(archive):
         copy = Path(scratch, archive.name)
-        shutil.copyfile(archive, copy)
+        copy_archive(archive, copy)
         trusted_keys = load_public_keys(settings.trusted_keys)
         verification = verify(copy, trusted_keys=trusted_keys, original=archive, timeout_s=settings.startup_timeout_s)
-        configure(copy, settings)
+        configure(copy, settings, verification.digest)
         copy.replace(endpoint.store / archive.name)
     return verification
 
 
-def configure(copy: Path, settings: Profile) -> None:
-    """Put the time-outs and limits of a profile into the server's own, verified copy of an archive."""
+def configure(copy: Path, settings: Profile, digest: str) -> None:
+    """Put the time-outs and limits of a profile into the server's own copy of the archive with this `digest`.
+
+    `ArtifactError` if it is another one.
+    """
     with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=copy.parent) as unpacked:
-        check(copy, Path(unpacked))
+        _, found = check(copy, Path(unpacked))
+        if found != digest:
+            raise ArtifactError(f"{copy.name}: has changed: expected {digest}, got {found}; put that archive back")
         copy.write_bytes(with_config(Path(unpacked), settings.model_config_yaml()))
 
 
