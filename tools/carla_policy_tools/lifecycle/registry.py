@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from carla_policy.errors import ArtifactError
+from carla_policy.files import open_file
 from carla_policy_tools.lifecycle.records import Registry
 
 REGISTRY_FILE = "registry.json"
+MAX_BYTES = 4 << 20
+"""Of a registry: some 10,000 changes."""
 LOCK_TIMEOUT_S = 30.0
 POLL_S = 0.01
 
@@ -55,35 +59,51 @@ class RegistryFile:
     def read(self) -> Registry:
         """The registry as it stands, empty where there is no file; `ArtifactError` for a file that is none."""
         try:
-            with self.path.open(encoding="utf-8") as file:
+            with open_file(self.path) as file:
                 stat = os.fstat(file.fileno())
                 state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
                 if self._read and self._read[0] == state:
                     return self._read[1]
-                text = file.read()
+                data = file.read(MAX_BYTES + 1)
+            text = data.decode()
         except FileNotFoundError:
             return Registry()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ArtifactError(f"{self.path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
             raise ArtifactError(f"{self.path}: cannot be read: {error}") from None
+        if len(data) > MAX_BYTES:
+            raise ArtifactError(
+                f"{self.path}: larger than {MAX_BYTES >> 20} MiB, which no registry is; put a copy back"
+            )
         try:
             registry = Registry.model_validate_json(text, strict=True)
             if type(json.loads(text, object_pairs_hook=_unique).get("format")) is not int:
                 raise ValueError("format: expected 1")
-        except ValueError as error:
-            found = error.errors()[:5] if isinstance(error, ValidationError) else []
-            findings = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in found) or error
-            raise ArtifactError(
-                f"{self.path}: not a registry ({findings}); put a copy back, or change versions by the commands only"
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+            raise self._refused(
+                "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in found)
             ) from None
+        except ValueError as error:
+            raise self._refused(str(error)) from None
         self._read = (state, registry)
         return registry
 
+    def _refused(self, findings: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.path}: not a registry ({findings:.1000}); put a copy back, or change versions by the commands only"
+        )
+
     def write(self, registry: Registry) -> None:
         """Replace the file in one step that a crash cannot split. Hold the lock."""
+        text = _dump(registry)
+        if len(text) > MAX_BYTES:
+            raise RegistryError(f"{self.path}: its history has grown to {MAX_BYTES >> 20} MiB; start another registry")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.new")
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(_dump(registry))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
@@ -119,8 +139,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object whose keys are all different; of equal keys, one reader takes the first, another the last."""
     content = dict(pairs)
     if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)}: stands twice in one object")
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]}: stands twice in one object")
     return content
 
 
