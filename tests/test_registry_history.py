@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from carla_policy.errors import ArtifactError
 from carla_policy_tools.lifecycle.events import Event
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
@@ -166,6 +167,20 @@ def test_version_can_be_registered_again_after_it_was_retired() -> None:
     again = registered(changed(registry, "retire", "v1.0.0"), "v1.0.0")
     assert again.versions["v1.0.0"].promoted is None
     assert again.rollback_target() is None
+
+
+def test_version_never_comes_back_with_other_content() -> None:
+    registry = changed(registry_of("v1.0.0", "v1.1.0"), "retire", "v1.1.0")
+    for version, digest in (("v1.0.0", "v1.0.0"), ("v1.1.0", "v1.1.0"), ("v1.2.0", "anything")):
+        registry.check_content(version, digest_of(digest))
+    for version in ("v1.0.0", "v1.1.0"):
+        with pytest.raises(ArtifactError) as refused:
+            registry.check_content(version, digest_of("other"))
+        expected = f"{version}: was registered before with other content: expected {digest_of(version)}, got "
+        assert str(refused.value).startswith(expected + digest_of("other"))
+    event = registry.event("register", "v1.1.0", digest=digest_of("other"), profile="realtime")
+    with pytest.raises(ValueError, match=r"registers v1\.1\.0 with other content than before"):
+        registry.after(event, records={"v1.1.0": registry_of("v1.0.0", "v1.1.0").versions["v1.1.0"]})
 
 
 def test_event_says_who_when_and_what_was_promoted_before() -> None:

@@ -14,6 +14,8 @@ class Declared:
     """What a history amounts to."""
 
     digests: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    """Digests of all versions that ever were registered, also of those that were retired."""
     profiles: dict[str, str] = field(default_factory=dict)
     registered: dict[str, Event] = field(default_factory=dict)
     promoted_at: dict[str, datetime] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Declared:
         if event.verb == "register":
             if version in self.digests or not version or event.digest is None or event.profile is None:
                 raise ValueError(f"event {event.sequence}: registers {version} twice, or without digest or profile")
+            if self.contents.setdefault(version, event.digest) != event.digest:
+                raise ValueError(f"event {event.sequence}: registers {version} with other content than before")
             self.digests[version], self.profiles[version] = event.digest, event.profile
             self.registered[version] = event
         elif event.verb == "configure":

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
+from carla_policy.errors import ArtifactError
 from carla_policy.version import version_key
 from carla_policy_tools.lifecycle.events import Digest, Event, Percent, Record, Verb, Version, now, operator
 from carla_policy_tools.lifecycle.history import Declared, check_shares
@@ -72,6 +73,15 @@ class Registry(Record):
         for event in self.history:
             state.apply(event)
         return state
+
+    def check_content(self, version: str, digest: str) -> None:
+        """`ArtifactError` if `version` was ever registered, retired since or not, with an archive of other content."""
+        known = self.declared().contents.get(version, digest)
+        if known != digest:
+            raise ArtifactError(
+                f"{version}: was registered before with other content: expected {known}, got {digest}; a version never "
+                "changes: put that archive back, or give the artifact a new version"
+            )
 
     @property
     def sequence(self) -> int:

@@ -71,6 +71,7 @@ def register(
             on_step("verifying")
             verification = _take(registry_file.store / archive_name(version), endpoint, settings)
             try:
+                registry_file.read().check_content(version, verification.digest)
                 counts = _try_out(management, endpoint, version, verification, settings, on_step)
                 on_step("loading")
                 load(management, endpoint, version, settings)
