@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,22 @@ from tests.synthetic import make_artifact
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
+PATIENCE_S = 60
 SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Whoever waits for a pipe is interrupted."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError("it waits for a file that has no end")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(PATIENCE_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope="session", autouse=True)

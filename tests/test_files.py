@@ -32,6 +32,7 @@ def test_plain_file_is_read_whole(tmp_path: Path, size: int) -> None:
     assert read_file(tmp_path / "file", 10) == bytes(size)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
