@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +109,18 @@ def test_changed_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / archive_name("v1.0.0")).write_text("other")
     (found,) = read_status(file).drift
     assert "has changed since it was registered; put sha256:" in found
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_file_in_the_place_of_an_archive_is_told(tmp_path: Path, kind: str) -> None:
+    file = RegistryFile.of(tmp_path)
+    file.write(registry_of("v1.0.0"))
+    archive = tmp_path / archive_name("v1.0.0")
+    if kind == "pipe":
+        os.mkfifo(archive)
+    else:
+        (tmp_path / "target").write_text("v1.0.0")
+        archive.symlink_to(tmp_path / "target")
+    (told,) = read_status(file).drift
+    assert told.startswith(f"v1.0.0: {archive} cannot be read: expected a plain file, got a {kind}; put sha256:")

@@ -135,8 +135,13 @@ def _archive_drift(registry_file: RegistryFile, registry: Registry) -> list[str]
     drift = []
     for version, record in registry.versions.items():
         archive = registry_file.store / archive_name(version)
-        if not archive.is_file():
+        try:
+            changed = file_digest(archive) != record.digest
+        except FileNotFoundError:
             drift.append(f"{version}: {archive} is missing")
-        elif file_digest(archive) != record.digest:
-            drift.append(f"{version}: {archive} has changed since it was registered; put {record.digest} back")
+        except OSError as error:
+            drift.append(f"{version}: {archive} cannot be read: {error.strerror}; put {record.digest} back")
+        else:
+            if changed:
+                drift.append(f"{version}: {archive} has changed since it was registered; put {record.digest} back")
     return drift
