@@ -21,6 +21,7 @@ from carla_policy.answers import Answer
 from carla_policy.batch import COUNTERS, Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
+from carla_policy.headers import by_lower_case, repeated
 from carla_policy.loading import load_policy
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
 
@@ -78,7 +79,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
         """An answer for each row of `data`, in order, each with its own status and headers."""
         received = [context.get_all_request_header(index) for index in range(len(data))]
-        headers = [_lower_case(own) for own in received]
+        headers = [by_lower_case(own) for own in received]
         if _is_describe(data, headers):
             return [self.describe_handle()]
         requests = [
@@ -149,11 +150,6 @@ def _counters(metrics: Any) -> dict[str, Any]:
     return counters
 
 
-def _lower_case(headers: dict[str, Any]) -> dict[str, str]:
-    """Request headers by lower-case name; a parameter's own headers, which TorchServe mixes in, are left out."""
-    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-
-
 def _is_describe(data: list[dict[str, Any]], headers: list[dict[str, str]]) -> bool:
     """A describe job comes alone, without body, path or type; a prediction with such a header has one of them."""
     own = headers[0]
@@ -173,6 +169,7 @@ def _to_request(row: dict[str, Any], received: dict[str, Any], headers: dict[str
     return Request(
         body=body if isinstance(body, bytes | bytearray) else b"",
         headers=headers,
+        repeated=repeated(received),
         resource=path.strip("/") if isinstance(path, str) else "",
         request_id=request_id,
     )

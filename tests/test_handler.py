@@ -181,6 +181,35 @@ def test_client_alone_that_sends_a_describe_header_gets_its_prediction(ts_servic
         assert "actions" in answer
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({**JSON, "Content-Type": "application/json"}, 415),
+        ({**JSON, "X-Policy-Seed": "1", "x-policy-seed": "1"}, 422),
+        ({**JSON, "X-Request-Start": "t=1", "x-request-start": "t=1"}, 422),
+        ({**JSON, "Accept": "a", "accept": "b"}, 200),
+    ],
+)
+def test_header_in_two_spellings_is_refused_where_the_answer_depends_on_it(
+    ts_service: Any, body: bytearray, headers: dict[str, str], status: int
+) -> None:
+    answers = handle(ts_service, [({"body": body}, headers), ({"body": body}, JSON)])
+    assert [status for status, _, _ in answers] == [status, 200]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("content-type", "UNSUPPORTED_MEDIA_TYPE"), ("x-policy-deadline-ms", "INVALID_OPTION")]
+)
+def test_header_is_repeated_in_an_error_in_ascii_and_shortened(
+    ts_service: Any, body: bytearray, name: str, kind: str
+) -> None:
+    ((_, _, answer),) = handle(ts_service, [({"body": body}, {**JSON, name: "caf\xe9 \u202e" * 1_000})])
+    assert answer["type"] == kind
+    assert answer["message"].isascii()
+    assert "caf\\xe9" in answer["message"]
+    assert len(answer["message"]) < 400
+
+
 def test_compressed_body_is_refused(ts_service: Any, body: bytearray) -> None:
     ((status, _, _),) = handle(ts_service, [({"body": body}, {**JSON, "Content-Encoding": "gzip"})])
     assert status == 415

@@ -25,6 +25,8 @@ class Request(NamedTuple):
     body: bytes | bytearray
     headers: Mapping[str, str] = MappingProxyType({})
     """By name in lower case."""
+    repeated: frozenset[str] = frozenset()
+    """Names of headers that came in several spellings, of which `headers` has one."""
     resource: str = ""
     request_id: str = ""
 

@@ -41,7 +41,7 @@ def due(headers: Mapping[str, str], card_deadline_ms: float | None, arrived: flo
     wanted = [] if card_deadline_ms is None else [card_deadline_ms]
     if text is not None:
         if not _NUMBER.fullmatch(text.strip()) or not 0.0 < float(text) <= MAX_DEADLINE_MS:
-            message = f"expected milliseconds above 0 and up to {MAX_DEADLINE_MS:.0f}, got {text!r:.40}"
+            message = f"expected milliseconds above 0 and up to {MAX_DEADLINE_MS:.0f}, got {text!a:.40}"
             raise InvalidOption.at(DEADLINE_HEADER, message, "float")
         wanted.append(float(text))
     return arrived + min(wanted) / 1e3 - _age_s(headers.get(START_HEADER)) if wanted else None

@@ -30,6 +30,6 @@ def _media_type(declared: str | None, encoding: str | None) -> str:
         return NPY_MEDIA_TYPE
     if kind != JSON_MEDIA_TYPE or charset not in ("", "charset=utf-8"):
         raise UnsupportedMediaType(
-            f"content-type: expected {JSON_MEDIA_TYPE} in UTF-8 or {NPY_MEDIA_TYPE}, got {declared!r:.80}; {_ADVICE}"
+            f"content-type: expected {JSON_MEDIA_TYPE} in UTF-8 or {NPY_MEDIA_TYPE}, got {declared!a:.80}; {_ADVICE}"
         )
     return JSON_MEDIA_TYPE

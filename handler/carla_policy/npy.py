@@ -71,7 +71,7 @@ def _deterministic(text: str | None) -> bool:
     choices = {None: True, "true": True, "false": False}
     value = text if text is None else text.strip().lower()
     if value not in choices:
-        raise InvalidOption.at(DETERMINISTIC_HEADER, f"expected true or false, got {text!r:.40}", "bool")
+        raise InvalidOption.at(DETERMINISTIC_HEADER, f"expected true or false, got {text!a:.40}", "bool")
     return choices[value]
 
 
@@ -81,5 +81,5 @@ def _seed(text: str | None) -> int | None:
     digits = text.strip()
     # The digits of 2**64 - 1 are 20; int() would also take '1_0' and digits of other scripts.
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < 2**SEED_BITS):
-        raise InvalidOption.at(SEED_HEADER, f"expected a whole number from 0 to 2**64 - 1, got {text!r:.40}", "int")
+        raise InvalidOption.at(SEED_HEADER, f"expected a whole number from 0 to 2**64 - 1, got {text!a:.40}", "int")
     return int(digits)

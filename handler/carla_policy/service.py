@@ -27,6 +27,7 @@ from carla_policy.errors import (
     UnknownResource,
 )
 from carla_policy.golden import FloatArray
+from carla_policy.headers import refuse_repeated
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import NPY_MEDIA_TYPE, media_type
@@ -135,6 +136,7 @@ class PolicyService:
     def _parse_one(self, request: Request, arrived: float) -> Prediction | Resource:
         if request.body or not request.resource:
             # The path behind the version comes as a header, which clients can send too: a body asks for a prediction.
+            refuse_repeated(request.repeated)
             if media_type(request.headers) == NPY_MEDIA_TYPE:
                 prediction = parse_npy(request.body, request.headers, self._card)
             else:
@@ -144,7 +146,7 @@ class PolicyService:
         resources = self._resources.by_name
         if request.resource not in resources:
             raise UnknownResource(
-                f"{request.resource[:80]!r} is no resource of {self._card.version}; "
+                f"{request.resource[:80]!a} is no resource of {self._card.version}; "
                 f"there are {', '.join(resources)}, and predictions at the version itself"
             )
         return resources[request.resource]

@@ -75,6 +75,7 @@ def test_bytes_beyond_ascii_in_a_header_are_no_fault_of_the_server(name: str, ta
         for value in UNSAFE_VALUES:
             reply = target.ask(served.good(), {name: value})
             assert reply.told == expected[name]
+            assert reply.content.isascii()
             assert reply.content.decode().isprintable()
             assert all(text.isascii() for text in reply.headers.values())
     assert target.workers() == workers
@@ -107,3 +108,35 @@ def test_many_and_repeated_headers_are_answered_or_refused(target: Target, serve
     twice = b"content-type: application/json\r\ncontent-type: text/plain\r\n\r\n"
     assert first_reply(target.port, head + twice + body).status in (200, 415)
     assert target.workers() == workers
+
+
+SPELLINGS = [
+    ("content-type: application/json", "Content-Type: text/plain", 415, "UNSUPPORTED_MEDIA_TYPE"),
+    ("Content-Type: text/plain", "content-type: application/json", 415, "UNSUPPORTED_MEDIA_TYPE"),
+    ("content-encoding: identity", "Content-Encoding: gzip", 415, "UNSUPPORTED_MEDIA_TYPE"),
+    ("content-encoding: gzip", "Content-Encoding: identity", 415, "UNSUPPORTED_MEDIA_TYPE"),
+    ("x-policy-deadline-ms: 50000", "X-Policy-Deadline-Ms: 40000", 422, "INVALID_OPTION"),
+    ("x-policy-seed: 1", "X-POLICY-SEED: 2", 422, "INVALID_OPTION"),
+    ("x-policy-deterministic: true", "X-Policy-Deterministic: false", 422, "INVALID_OPTION"),
+    ("x-request-start: t=1700000000000", "X-Request-Start: t=1700000000001", 422, "INVALID_OPTION"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "status", "kind"), SPELLINGS, ids=[row[0] for row in SPELLINGS])
+def test_header_that_matters_in_two_spellings_is_refused(
+    first: str, second: str, status: int, kind: str, target: Target, served: Subject
+) -> None:
+    """Whichever of the two the front end, a proxy or the handler believes."""
+    body = served.good()
+    typed = [] if first.lower().startswith("content-type") else ["content-type: application/json"]
+    own = [f"POST {target.path} HTTP/1.1", "host: a", "connection: close", f"content-length: {len(body)}", *typed]
+    for pair in ([first, second], [second, first]):
+        reply = first_reply(target.port, "\r\n".join([*own, *pair, "", ""]).encode() + body)
+        assert reply.told == (status, kind)
+        assert reply.content.isascii()
+
+
+def test_header_that_does_not_matter_may_come_in_two_spellings(target: Target, served: Subject) -> None:
+    head = f"POST {target.path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(served.good())}\r\n"
+    pair = "accept: text/html\r\nAccept: application/json\r\nurl_path: healthz\r\nURL_PATH: metadata\r\n\r\n"
+    assert first_reply(target.port, (head + pair).encode() + served.good()).actions == target.ask(served.good()).actions
