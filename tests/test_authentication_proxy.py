@@ -14,6 +14,7 @@ from carla_policy_tools.configuration import LOOPBACK, bound
 from carla_policy_tools.paths import CONFIG
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from tests.fake_upstream import FakeUpstream
+from tests.hostile.http_client import first_reply
 
 TOKEN = "a-token-of-a-client"
 PATH = "/predictions/carla_policy/v0.2.0"
@@ -83,6 +84,35 @@ def test_only_predictions_pass(
 ) -> None:
     answer = requests.request(method, f"{gate}{path}", data=b"{}", headers={**ALLOWED, **headers}, timeout=10)
     assert (answer.status_code, upstream.asked) == (status, [])
+
+
+def test_time_at_which_a_request_came_is_the_proxy_s_and_no_client_s(gate: str, upstream: FakeUpstream) -> None:
+    before = time.time()
+    for headers in ({}, {"X-Request-Start": "t=1000000000000"}):
+        assert requests.post(f"{gate}{PATH}", data=b"{}", headers={**ALLOWED, **headers}, timeout=10).ok
+        start = upstream.asked_headers[-1]["x-request-start"]
+        assert start.startswith("t=")
+        assert before - 1 <= int(start[2:]) / 1e3 <= time.time() + 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("content-type: application/json", "Content-Type: text/plain"),
+        ("content-type: application/json", "content-type: application/json"),
+        ("content-encoding: gzip", "Content-Encoding: identity"),
+        ("x-policy-seed: 1", "X-Policy-Seed: 2"),
+        ("x-policy-deadline-ms: 1", "X-Policy-Deadline-Ms: 2"),
+        ("x-policy-deterministic: true", "X-Policy-Deterministic: false"),
+    ],
+)
+def test_header_that_matters_is_there_once_or_refused(
+    gate: str, upstream: FakeUpstream, lines: tuple[str, str]
+) -> None:
+    """Behind the proxy all names are in lower case, and the server keeps the last of two."""
+    own = [f"POST {PATH} HTTP/1.1", "host: a", f"authorization: Bearer {TOKEN}", "content-length: 2", *lines, "", "{}"]
+    reply = first_reply(int(gate.rpartition(":")[2]), "\r\n".join(own).encode())
+    assert (reply.status, upstream.asked) == (400, [])
 
 
 def test_body_of_more_than_a_mebibyte_or_of_unknown_size_is_refused(gate: str, upstream: FakeUpstream) -> None:

@@ -21,6 +21,7 @@ from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import RouteMap, Routes
 from carla_policy_tools.routing.traffic import Exchange, Traffic
 from tests.fake_upstream import OLD, PREDICTIONS, FakeUpstream, Vehicle
+from tests.hostile.http_client import first_reply
 
 NEW, NEXT = "v0.3.0", "v0.10.0"
 EPISODES = [f"episode-{number}" for number in range(1_000)]
@@ -160,6 +161,28 @@ def test_nothing_is_lost_while_shares_change_two_hundred_times(proxy: Proxy) -> 
         driver.join()
     assert not problems
     assert counts["requests"] > 200
+
+
+def test_the_time_at_which_a_request_came_is_the_proxy_s_and_no_client_s(
+    upstream: FakeUpstream, vehicle: Vehicle
+) -> None:
+    before = time.time()
+    for headers in ({}, {"x_request_start": "t=1000000000000"}):
+        assert vehicle.ask(**headers)[0] == 200
+        start = upstream.asked_headers[-1]["x-request-start"]
+        assert start.startswith("t=")
+        assert before - 1 <= int(start[2:]) / 1e3 <= time.time() + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["content-type", "content-encoding", "x-policy-seed", "x-policy-deadline-ms", "x-policy-deterministic"],
+)
+def test_a_header_that_matters_is_there_once_or_refused(upstream: FakeUpstream, proxy: Proxy, name: str) -> None:
+    """Behind the proxy all names are in lower case, and the server keeps the last of two."""
+    own = [f"POST {PREDICTIONS} HTTP/1.1", "host: a", "content-length: 2", f"{name}: 1", f"{name.upper()}: 2", "", "{}"]
+    reply = first_reply(proxy.port, "\r\n".join(own).encode())
+    assert (reply.told, upstream.asked) == ((400, "PROXY_BAD_REQUEST"), [])
 
 
 def test_a_body_of_16_mib_passes(proxy: Proxy, vehicle: Vehicle) -> None:
