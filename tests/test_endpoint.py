@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ import pytest
 from carla_policy_tools.configuration import Ports, SizeLimits
 from carla_policy_tools.lifecycle import endpoint as endpoint_module
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced, find_server, require_server
+from carla_policy_tools.lifecycle.health import check_health
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from tests.elsewhere import FORK, ended, running, started
 
@@ -130,6 +132,25 @@ def test_announcement_that_is_none_is_no_server(
     file.server_file.write_bytes(content)
     with announced(file) as announcement:
         assert announcement.previous is None
+
+
+@pytest.mark.parametrize("change", ["less", "more"])
+def test_server_of_another_release_is_named_as_what_to_restart(
+    file: RegistryFile, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One from before a field was added, and one from after."""
+    monkeypatch.setattr(endpoint_module, "_GLANCE_S", 0.05)
+    content = endpoint().model_dump(mode="json")
+    other = {**content, "colour": "red"} if change == "more" else {**content}
+    if change == "less":
+        del other["limits"]
+    with announced(file):
+        file.server_file.write_text(json.dumps(other))
+        for find in (find_server, require_server):
+            with pytest.raises(RegistryError, match=r"started by another release of carla-policy.*; restart it"):
+                find(file)
+        assert "another release" in check_health(file).findings[0]
+    assert find_server(file) is None
 
 
 def look(file: RegistryFile, enough: Synchronized[int], begun: Connection) -> None:

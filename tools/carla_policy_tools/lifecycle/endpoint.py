@@ -95,13 +95,23 @@ def announced(registry_file: RegistryFile) -> Iterator[Announcement]:
 
 
 def find_server(registry_file: RegistryFile) -> Endpoint | None:
-    """The server that serves this registry, or none if none is running."""
+    """The server that serves this registry, or none if none is running.
+
+    `RegistryError` for one of another release, which announces itself in other words.
+    """
     path = registry_file.server_file
     deadline = time.monotonic() + _GLANCE_S
     while _is_filled(path) and _is_locked(path):
         found = _read(path)
-        if found or time.monotonic() > deadline:
+        if found:
             return found
+        if time.monotonic() > deadline:
+            if _is_of_another_release(path):
+                raise RegistryError(
+                    f"{path}: the server that runs was started by another release of carla-policy, which this one does "
+                    "not understand; restart it with this one: end its `carla-policy serve`, and start that again"
+                )
+            return None
         time.sleep(POLL_S)
     return None
 
@@ -139,8 +149,15 @@ def _is_locked(path: Path) -> bool:
 
 
 def _read(path: Path) -> Endpoint | None:
-    """What is announced; none where nothing is, or where it is being written at this moment."""
+    """What is announced in words of this release; none where nothing is, or where it is being written right now."""
     try:
         return Endpoint.model_validate(json.loads(read_file(path, MAX_BYTES)))
     except (ValueError, ValidationError):
         return None
+
+
+def _is_of_another_release(path: Path) -> bool:
+    """Whether a whole announcement is there, though none that `_read` understands."""
+    with suppress(OSError, ValueError, TypeError):
+        return "pid" in json.loads(path.read_bytes()) and _read(path) is None
+    return False

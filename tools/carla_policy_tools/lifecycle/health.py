@@ -33,7 +33,10 @@ class Health:
 
 def check_health(registry_file: RegistryFile) -> Health:
     """Every declared version has all of its workers, the promoted one is the default and answers a golden request."""
-    endpoint = find_server(registry_file)
+    try:
+        endpoint = find_server(registry_file)
+    except RegistryError as error:
+        return Health(False, (str(error),))
     if endpoint is None:
         return Health(False, ("no server is running",))
     if endpoint.state != "ready":

@@ -17,7 +17,7 @@ from carla_policy_tools.lifecycle.intents import intent, under_way
 from carla_policy_tools.lifecycle.management import Management, ServedVersion
 from carla_policy_tools.lifecycle.records import VersionRecord
 from carla_policy_tools.lifecycle.registering import configure, wait_ready
-from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.lifecycle.status import Status, profiles_of, read_status
 from carla_policy_tools.paths import archive_name
@@ -32,17 +32,22 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
     """Load what is missing, promote what is declared, restart what has died, remove what nobody declared.
 
     Versions that another operator is changing at this moment are left alone, and on a frozen server none is loaded or
-    removed. Returns the status afterwards; what cannot be mended here, such as a changed archive, is still in its
-    `drift`.
+    removed. Returns the status afterwards, with what cannot be mended on such a server in its `drift`. A version that
+    does not load, or whose archive is missing or has changed, is told by a `RegistryError` after all else is mended.
     """
     endpoint = require_server(registry_file)
+    failures: list[str] = []
     with Management(endpoint.ports.url("management")) as management:
         registry = settle(registry_file, management)
         changing = {change.version for change in under_way(registry_file)}
         for version, profile in profiles_of(registry).items():
             if version not in changing:
                 with intent(registry_file, "reconcile", version):
-                    _restore(registry_file, management, endpoint, version, profile, registry.versions[version], on_step)
+                    record = registry.versions[version]
+                    try:
+                        _restore(registry_file, management, endpoint, version, profile, record, on_step)
+                    except (ArtifactError, RegistryError) as error:
+                        failures.append(str(error))
         with registry_file.locked() as registry:
             changing = {change.version for change in under_way(registry_file)}
             if registry.promoted and registry.promoted not in changing and management.default() != registry.promoted:
@@ -53,6 +58,8 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
                 on_step(f"removing {version}")
                 pass_queue(management, version, DRAIN_TIMEOUT_S)
                 management.unregister(version)
+    if failures:
+        raise RegistryError("; ".join(failures))
     return read_status(registry_file)
 
 
@@ -83,13 +90,26 @@ def _restore(
 
 
 def _take(archive: Path, endpoint: Endpoint, version: str, profile: Profile, record: VersionRecord) -> None:
-    """Copy the archive that was registered to where the server loads from, with its profile in it."""
+    """Copy the archive that was registered to where the server loads from, with its profile in it.
+
+    A copy that the server has from before is not taken in its place: it carries a profile, so its digest cannot be held
+    against the registry's, and the next start would need the archive in the store all the same.
+    """
     endpoint.store.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=endpoint.store) as scratch:
         copy = Path(scratch, archive.name)
-        copy_archive(archive, copy)
+        try:
+            copy_archive(archive, copy)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}; build it again, which makes the same bytes, put the one with {record.digest} back, or "
+                f"`carla-policy retire {version}`"
+            ) from None
         if file_digest(copy) != record.digest:
-            raise ArtifactError(f"{archive}: has changed since {version} was registered; put {record.digest} back")
+            raise ArtifactError(
+                f"{archive}: has changed since {version} was registered; put {record.digest} back, or "
+                f"`carla-policy retire {version}`"
+            )
         configure(copy, profile, record.digest)
         copy.replace(endpoint.store / archive.name)
 
