@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from requests.auth import AuthBase
+
 from carla_policy.arrays import parse_arrays
 from carla_policy.card import GOLDEN_FILE
 from carla_policy.errors import ArtifactError
@@ -44,10 +46,10 @@ def request_body(
     return body if seed is None else {**body, "seed": seed}
 
 
-def predict(base: str, version: str | None, body: bytes) -> dict[str, Any]:
+def predict(base: str, version: str | None, body: bytes, auth: AuthBase | None = None) -> dict[str, Any]:
     """POST `body` and return the answer; `RefusedRequest` for an error, `requests.RequestException` for no answer."""
     headers = {"Content-Type": "application/json"}
-    with local_session() as session:
+    with local_session(auth) as session:
         response = session.post(prediction_url(base, version), data=body, headers=headers, timeout=TIMEOUT_S)
     try:
         answer = response.json()
@@ -58,9 +60,9 @@ def predict(base: str, version: str | None, body: bytes) -> dict[str, Any]:
     return dict(answer)
 
 
-def promoted_version(base: str) -> str:
+def promoted_version(base: str, auth: AuthBase | None = None) -> str:
     """The version that answers where none is named: every answer of the handler carries it as a header."""
-    with local_session() as session:
+    with local_session(auth) as session:
         response = session.get(prediction_url(base, None), timeout=TIMEOUT_S)
     version = response.headers.get("x-policy-version")
     if version is None:
@@ -80,7 +82,9 @@ def golden_observations(archive: Path) -> tuple[FloatArray, bool]:
     return observations, "states" in golden
 
 
-def curl_command(base: str, version: str, request: Mapping[str, Any]) -> str:
-    """`request`, asked of `version`, as a command to paste."""
+def curl_command(base: str, version: str, request: Mapping[str, Any], key_file: Path | None = None) -> str:
+    """`request`, asked of `version`, as a command to paste; it reads the key that a server asks for from a file."""
     body = json.dumps(request, separators=(",", ":"))
-    return f"curl -X POST {prediction_url(base, version)} -H 'Content-Type: application/json' -d '{body}'"
+    read = f"json.load(open('{key_file}'))['inference']['key']"
+    key = f' -H "Authorization: Bearer $(python3 -c "import json; print({read})")"' if key_file else ""
+    return f"curl -X POST {prediction_url(base, version)}{key} -H 'Content-Type: application/json' -d '{body}'"

@@ -164,11 +164,18 @@ def bound(port: int, option: str) -> socket.socket:
 
 
 def properties(
-    *, versions: Mapping[str, Profile], promoted: str, ports: Ports, store: Path, frozen: bool = False
+    *,
+    versions: Mapping[str, Profile],
+    promoted: str,
+    ports: Ports,
+    store: Path,
+    frozen: bool = False,
+    token_minutes: float | None = None,
 ) -> Mapping[str, str]:
     """The checked-in `config.properties`, with the addresses, the store, the limits and the versions to load.
 
-    With `frozen`, the management API neither registers nor unregisters.
+    With `frozen`, the management API neither registers nor unregisters. With `token_minutes`, TorchServe asks for keys,
+    which live for so long.
     """
     limits = SizeLimits.of(versions.values())
     return read_properties(CONFIG_PROPERTIES) | {
@@ -180,6 +187,7 @@ def properties(
         "metrics_config": str(CONFIG / "metrics.yaml"),
         "model_store": str(store.resolve()),
         **({"enable_model_api": "false"} if frozen else {}),
+        **_token_mode(token_minutes),
         "max_request_size": str(limits.request),
         "max_response_size": str(limits.response),
         "job_queue_size": str(versions[promoted].queue_size),
@@ -187,6 +195,12 @@ def properties(
         "default_startup_timeout": str(versions[promoted].startup_timeout_s),
         "model_snapshot": _snapshot(versions, promoted),
     }
+
+
+def _token_mode(minutes: float | None) -> Mapping[str, str]:
+    if minutes is None:
+        return {}
+    return {"disable_token_authorization": "false", "token_expiration_min": f"{minutes:g}"}
 
 
 def _snapshot(versions: Mapping[str, Profile], promoted: str) -> str:

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
 from carla_policy_tools.lifecycle.intents import any_interrupted
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.probes import Probes
 from carla_policy_tools.lifecycle.reconciling import reconcile
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
@@ -31,6 +30,7 @@ from carla_policy_tools.lifecycle.stopping import drain
 from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.processes import STOP_SIGNALS, stop_signals
 from carla_policy_tools.signing import check_archive
+from carla_policy_tools.tokens import Renewal
 from carla_policy_tools.torchserve import ServerError, TorchServe
 
 WATCH_INTERVAL_S = 0.2
@@ -48,6 +48,8 @@ class Request:
     profile: str | None = None
     run_dir: Path | None = None
     frozen: bool = False
+    token_minutes: float | None = None
+    """For which TorchServe's keys live, where it is to ask for them."""
 
 
 class StopRequested(BaseException):
@@ -86,6 +88,7 @@ def serve(
                     profile=declaration.profiles[declaration.promoted],
                     limits=SizeLimits.of(declaration.settings().values()),
                     frozen=request.frozen,
+                    token_auth=request.token_minutes is not None,
                     run_dir=directory,
                 )
                 announcement.say(endpoint)
@@ -112,8 +115,12 @@ def _run(
         ports=ports,
         store=endpoint.store,
         frozen=endpoint.frozen,
+        token_minutes=request.token_minutes,
     )
-    with TorchServe(started, ports, endpoint.run_dir) as server:
+    with (
+        TorchServe(started, ports, endpoint.run_dir, endpoint.auth("management")) as server,
+        _renewal(endpoint, request.token_minutes),
+    ):
         try:
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
             announcement.say(endpoint)
@@ -130,20 +137,31 @@ def _run(
             if registry.sequence != declaration.sequence:
                 reconcile(registry_file)  # somebody rolled back, or retired a version, while it started
             on_ready(declaration, endpoint)
-            _watch(server, registry_file, ports, on_trouble)
+            _watch(server, registry_file, endpoint, on_trouble)
         except StopRequested:
             _ignore_stop_signals()
             if endpoint.state == "ready" and server.pid:
                 announcement.say(endpoint.model_copy(update={"state": "draining"}))
-                drain(ports, server.pid, server.drain_file)
+                drain(endpoint, server.pid, server.drain_file)
             raise
         finally:
             _ignore_stop_signals()
 
 
-def _watch(server: TorchServe, registry_file: RegistryFile, ports: Ports, on_trouble: Callable[[str], None]) -> None:
+def _renewal(endpoint: Endpoint, minutes: float | None) -> AbstractContextManager[object]:
+    if minutes is None:
+        return nullcontext()
+    return Renewal(endpoint.ports.url("management"), endpoint.key_file, minutes)
+
+
+def _watch(
+    server: TorchServe,
+    registry_file: RegistryFile,
+    endpoint: Endpoint,
+    on_trouble: Callable[[str], None],
+) -> None:
     """Until the server ends or is told to: say what fails, and take back what killed commands left half done."""
-    with Management(ports.url("management")) as management:
+    with endpoint.management() as management:
         while True:
             server.check()
             for version, reason in server.take_load_failures():
@@ -229,4 +247,5 @@ def describe(declaration: Declaration, endpoint: Endpoint) -> dict[str, object]:
         "server_pid": endpoint.server_pid,
         "run_dir": str(endpoint.run_dir),
         "frozen": endpoint.frozen,
+        "key_file": str(endpoint.key_file) if endpoint.token_auth else None,
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -13,6 +14,10 @@ from carla_policy.version import parse_version
 from carla_policy_tools.console import err, out, print_json
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name
+
+if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.tokens import Tokens
 
 
 def serve(
@@ -42,6 +47,12 @@ def serve(
     frozen: Annotated[
         bool, typer.Option("--frozen", help="No version joins or leaves: its management API is closed for that.")
     ] = False,
+    token_auth: Annotated[
+        bool, typer.Option("--token-auth", help="TorchServe asks for its keys: see key_file.json in the run directory.")
+    ] = False,
+    token_minutes: Annotated[
+        float | None, typer.Option(help="What keys live for; renewed after three quarters. 60 by default.", min=0.1)
+    ] = None,
     store: Store = MODEL_STORE,
     registry: Registry = None,
     as_json: Json = False,
@@ -59,7 +70,10 @@ def serve(
     from carla_policy_tools.lifecycle.declaring import Declaration
     from carla_policy_tools.lifecycle.endpoint import Endpoint
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.tokens import DEFAULT_MINUTES
 
+    if token_minutes is not None and not token_auth:
+        raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
     request = serving.Request(
         registry_file=RegistryFile.of(store, registry),
         ports=lambda: choose_ports(port, management_port, metrics_port, health_port),
@@ -68,6 +82,7 @@ def serve(
         profile=profile,
         run_dir=run_dir,
         frozen=frozen,
+        token_minutes=(token_minutes or DEFAULT_MINUTES) if token_auth else None,
     )
     status = err.status("starting")
 
@@ -87,9 +102,12 @@ def serve(
         for kind in ("inference", "management", "metrics", "health"):
             out.print(f"  {kind:<11}{endpoint.ports.url(kind)}")
         out.print(f"  logs       {endpoint.log_file}")
+        if endpoint.token_auth:
+            out.print(f"  keys       {endpoint.key_file}")
         out.print("try:")
         body = request_body(observations[:1], episode_start=recurrent)
-        out.print(curl_command(endpoint.ports.url("inference"), promoted, body), markup=False)
+        key_file = endpoint.key_file if endpoint.token_auth else None
+        out.print(curl_command(endpoint.ports.url("inference"), promoted, body, key_file), markup=False)
         out.print("stop with Ctrl-C")
 
     def on_trouble(reason: str) -> None:
@@ -115,7 +133,12 @@ def predict(
         bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of a stochastic answer.", min=0)] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="key_file.json of a server with --token-auth; the store's own server's is found."),
+    ] = None,
     store: Store = MODEL_STORE,
+    registry: Registry = None,
     as_json: Json = False,
 ) -> None:
     """Send an observation to a running server and print the action.
@@ -124,6 +147,8 @@ def predict(
     `carla-policy predict --file request.json`
     """
     from carla_policy_tools import client
+    from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.tokens import Tokens
 
     asked = parse_version(version) if version else None
     url = url if "://" in url else f"http://{url}"
@@ -131,10 +156,11 @@ def predict(
         raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
     if seed is not None and not stochastic:
         raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
+    auth = Tokens(key_file, "inference") if key_file else _auth_of(url, RegistryFile.of(store, registry))
     if file:
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     else:
-        source = store / archive_name(asked or client.promoted_version(url))
+        source = store / archive_name(asked or client.promoted_version(url, auth))
         observations, recurrent = client.golden_observations(source)
         row = golden or 0
         if row >= len(observations):
@@ -143,7 +169,7 @@ def predict(
             observations[row : row + 1], deterministic=not stochastic, seed=seed, episode_start=recurrent
         )
         body = json.dumps(request).encode()
-    answer = client.predict(url, asked, body)
+    answer = client.predict(url, asked, body, auth)
     if as_json:
         print_json(answer)
         return
@@ -151,6 +177,23 @@ def predict(
         out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
     how = "deterministic" if answer["deterministic"] else f"seed {answer['seed']}"
     out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
+
+
+def _auth_of(url: str, registry_file: RegistryFile) -> Tokens | None:
+    """The keys of a registry's own server, if it asks for them: they are for nobody else at another `url`."""
+    from carla_policy_tools.configuration import LOOPBACK
+    from carla_policy_tools.lifecycle.endpoint import find_server
+    from carla_policy_tools.lifecycle.registry import RegistryError
+
+    try:
+        endpoint = find_server(registry_file)
+    except RegistryError:
+        return None
+    asked = urlsplit(url)
+    own = endpoint is not None and (asked.hostname, asked.port) in [
+        (host, endpoint.ports.inference) for host in (LOOPBACK, "localhost")
+    ]
+    return endpoint.auth("inference") if endpoint and own else None
 
 
 VERBS = (serve, predict)

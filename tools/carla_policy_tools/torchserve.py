@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-import requests
 import ts
+from requests.auth import AuthBase
 
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
@@ -26,6 +26,7 @@ from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import CONFIG
 from carla_policy_tools.processes import END_WITH_PARENT
+from carla_policy_tools.tokens import KEY_FILE
 from carla_policy_tools.worker_log import is_death, load_failure
 
 POLL_INTERVAL_S = 0.02
@@ -46,8 +47,10 @@ class ServerError(RuntimeError):
 class TorchServe:
     """Use as a context manager: leaving it stops the server and its workers."""
 
-    def __init__(self, settings: Mapping[str, str], ports: Ports, run_dir: Path) -> None:
+    def __init__(self, settings: Mapping[str, str], ports: Ports, run_dir: Path, auth: AuthBase | None = None) -> None:
+        """`auth` lets in to the management port of a server that asks for keys, which it writes when it starts."""
         self.ports = ports
+        self._auth = auth
         self.run_dir = run_dir
         self._settings = settings
         self._process: subprocess.Popen[str] | None = None
@@ -76,6 +79,10 @@ class TorchServe:
         """While this file exists, the workers refuse new requests."""
         return self.run_dir / "draining"
 
+    @property
+    def _key_file(self) -> Path:
+        return self.run_dir / KEY_FILE
+
     def start(self) -> None:
         """Start the server process; returns at once."""
         temp, logs = self.run_dir / "tmp", self.run_dir / "logs"
@@ -84,6 +91,7 @@ class TorchServe:
         for directory in (temp, logs):
             directory.mkdir(parents=True, exist_ok=True)
         self.drain_file.unlink(missing_ok=True)
+        self._key_file.unlink(missing_ok=True)
         config = self.run_dir / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
         environment = {
@@ -107,6 +115,7 @@ class TorchServe:
             errors="replace",
             env=environment,
             cwd=self.run_dir,
+            umask=0o077 if self._auth else -1,  # TorchServe restricts the file of its keys only after it has written it
             start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server in order
             preexec_fn=END_WITH_PARENT,
         )
@@ -117,7 +126,7 @@ class TorchServe:
         """Return when each version has so many workers READY; `ServerError` as soon as that cannot happen any more."""
         deadline = time.monotonic() + timeout_s
         missing = list(workers)
-        with Management(self.ports.url("management")) as management:
+        with Management(self.ports.url("management"), auth=self._auth) as management:
             while missing:
                 self.check()
                 self._check_start()
@@ -169,11 +178,12 @@ class TorchServe:
         if self._reader:
             self._reader.join(timeout=STOP_TIMEOUT_S)
         self._process = None
+        self._key_file.unlink(missing_ok=True)
 
     def _ready_workers(self, management: Management, version: str) -> int:
         try:
             served = management.version(version)
-        except (requests.RequestException, RegistryError, ValueError, LookupError):
+        except (OSError, RegistryError, ValueError, LookupError):  # also before its file of keys is there
             return 0
         return served.ready_workers if served else 0
 

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carla_policy.files import read_file
 from carla_policy_tools.configuration import Ports, SizeLimits
+from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
+from carla_policy_tools.tokens import KEY_FILE, Kind, Tokens
 
 _GLANCE_S = 1.0
 """So long a server that starts waits for another one to end, and who looks for one that is changing what it says."""
@@ -40,7 +42,21 @@ class Endpoint(BaseModel):
     limits: SizeLimits
     frozen: bool = False
     """Whether no version can join or leave before it ends."""
+    token_auth: bool = False
+    """Whether TorchServe asks for its keys, see `tokens`."""
     run_dir: Path
+
+    def management(self) -> Management:
+        """Its management port, with the key that this asks for."""
+        return Management(self.ports.url("management"), auth=self.auth("management"))
+
+    def auth(self, kind: Kind) -> Tokens | None:
+        """What a session needs to be let in where the server asks for keys."""
+        return Tokens(self.key_file, kind) if self.token_auth else None
+
+    @property
+    def key_file(self) -> Path:
+        return self.run_dir / KEY_FILE
 
     @property
     def store(self) -> Path:

@@ -8,7 +8,6 @@ import requests
 
 from carla_policy.errors import ArtifactError
 from carla_policy_tools.lifecycle.endpoint import find_server
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import golden_request
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.status import observe
@@ -42,7 +41,7 @@ def check_health(registry_file: RegistryFile) -> Health:
     if endpoint.state != "ready":
         return Health(endpoint.state == "draining", (f"the server is {endpoint.state}",))
     try:
-        with Management(endpoint.ports.url("management")) as management:
+        with endpoint.management() as management:
             seen = observe(registry_file, management)
     except (requests.RequestException, RegistryError) as error:
         return Health(False, (f"the server does not answer: {error}",))
@@ -54,7 +53,7 @@ def check_health(registry_file: RegistryFile) -> Health:
         findings = [str(error)]
     default = seen.default
     if default in seen.served and seen.served[default].ready_workers:
-        problem = golden_request(endpoint.ports.url("inference"), default, GOLDEN_TIMEOUT_S)
+        problem = golden_request(endpoint, default, GOLDEN_TIMEOUT_S)
         if problem:
             findings.append(f"{default}: {problem}")
     return Health(True, tuple(findings))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
+from requests.auth import AuthBase
 
 from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.registry import RegistryError
@@ -50,12 +51,13 @@ class ServedVersion:
 class Management:
     """The management port of one server. Use as a context manager. Raises `requests.RequestException` if it is gone."""
 
-    def __init__(self, url: str, model: str = MODEL_NAME) -> None:
+    def __init__(self, url: str, model: str = MODEL_NAME, auth: AuthBase | None = None) -> None:
         self.model = model
         self._url = url
+        self._auth = auth
         self._models = f"{url}/models"
         self._model = f"{self._models}/{model}"
-        self._session = local_session()
+        self._session = local_session(auth)
 
     def __enter__(self) -> Management:
         return self
@@ -65,7 +67,7 @@ class Management:
 
     def candidate(self, version: str) -> Management:
         """The same server's management of `version` under a name that nobody asks."""
-        return Management(self._url, f"{MODEL_NAME}-candidate-{version}")
+        return Management(self._url, f"{MODEL_NAME}-candidate-{version}", self._auth)
 
     def versions(self) -> dict[str, ServedVersion]:
         """Every version that the server has, also those without workers."""

@@ -28,7 +28,7 @@ def promote(registry_file: RegistryFile, version: str, *, reason: str = "") -> R
     Ends a split. `RegistryError` says what stands against it; nothing has changed then.
     """
     endpoint = require_server(registry_file)
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         check_registered(registry_file.read(), version)
         check_answers(management, endpoint, version)
         return _switch(registry_file, management, "promote", version, reason)
@@ -42,7 +42,7 @@ def rollback(registry_file: RegistryFile, to: str | None = None, *, reason: str 
     endpoint = find_server(registry_file)
     if endpoint is None or endpoint.state != "ready":
         return _switch(registry_file, None, "rollback", to, reason)
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         return _switch(registry_file, management, "rollback", to, reason)
 
 
@@ -87,17 +87,18 @@ def check_answers(management: Management, endpoint: Endpoint, version: str) -> N
     if served is None or not served.ready:
         state = ", ".join(worker.status for worker in served.workers) or "none" if served else "not on the server"
         raise RegistryError(f"{version}: expected all of its workers READY, got: {state}; see `carla-policy status`")
-    found = golden_request(endpoint.ports.url("inference"), version, GOLDEN_TIMEOUT_S)
+    found = golden_request(endpoint, version, GOLDEN_TIMEOUT_S)
     if found is not None:
         raise RegistryError(f"{version}: {found}")
 
 
-def golden_request(base: str, version: str, timeout_s: float) -> str | None:
+def golden_request(endpoint: Endpoint, version: str, timeout_s: float) -> str | None:
     """What is wrong with the answer to a golden observation, which a worker compares with its golden action."""
     started = time.monotonic()
-    with local_session() as session:
+    url = f"{prediction_url(endpoint.ports.url('inference'), version)}/healthz"
+    with local_session(endpoint.auth("inference")) as session:
         try:
-            answer = session.get(f"{prediction_url(base, version)}/healthz", timeout=timeout_s)
+            answer = session.get(url, timeout=timeout_s)
         except requests.RequestException:
             return f"a golden observation got no answer within {time.monotonic() - started:.1f} s"
     return None if answer.ok else f"a golden observation was answered {answer.status_code}: {answer.text[:200]}"

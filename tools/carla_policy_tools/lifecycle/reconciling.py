@@ -37,7 +37,7 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
     """
     endpoint = require_server(registry_file)
     failures: list[str] = []
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         registry = settle(registry_file, management)
         changing = {change.version for change in under_way(registry_file)}
         for version, profile in profiles_of(registry).items():

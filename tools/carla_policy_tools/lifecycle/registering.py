@@ -64,7 +64,7 @@ def register(
     settings = load_profile(name)
     if shortage := endpoint.limits.shortage(settings):
         raise RegistryError(f"{version}: {shortage}; choose another --profile, or start the server again with this one")
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         check_can_register(settle(registry_file, management), management, version)
         with intent(registry_file, "register", version):
             check_can_register(registry_file.read(), management, version)
@@ -148,7 +148,8 @@ def _try_out(
             load(candidate, endpoint, version, settings.model_copy(update={"workers": 1}))
             on_step("replaying golden vectors over HTTP")
             url = prediction_url(endpoint.ports.url("inference"), version, candidate.model)
-            return replay(url, version, verification.probes, verification.atol, settings.response_timeout_s + 1.0)
+            auth, timeout_s = endpoint.auth("inference"), settings.response_timeout_s + 1.0
+            return replay(url, version, verification.probes, verification.atol, timeout_s, auth)
         finally:
             with suppress(requests.RequestException, RegistryError):
                 candidate.unregister(version)

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import requests
+from requests.auth import AuthBase
 
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.urls import local_session
 
 
 def replay(
-    url: str, version: str, probes: Sequence[Mapping[str, Any]], atol: float, timeout_s: float
+    url: str,
+    version: str,
+    probes: Sequence[Mapping[str, Any]],
+    atol: float,
+    timeout_s: float,
+    auth: AuthBase | None = None,
 ) -> dict[str, int]:
     """Ask `version` at `url` every probe of a verified archive; counts of actions and of those with the same bits.
 
@@ -22,7 +28,7 @@ def replay(
     `timeout_s`.
     """
     actions = bit_equal = 0
-    with local_session() as session:
+    with local_session(auth) as session:
         for probe in probes:
             answer = _ask(session, url, version, probe["request"], timeout_s)
             if answer.get("version") != version or len(answer["actions"]) != len(probe["actions"]):

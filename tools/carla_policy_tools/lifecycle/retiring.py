@@ -5,7 +5,6 @@ from __future__ import annotations
 from carla_policy_tools.lifecycle.draining import drain
 from carla_policy_tools.lifecycle.endpoint import check_not_frozen, find_server
 from carla_policy_tools.lifecycle.intents import intent
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import check_registered
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
@@ -34,7 +33,7 @@ def retire(
         with intent(registry_file, "retire", version), registry_file.locked() as registry:
             return _record(registry_file, registry, version, reason)
     check_not_frozen(endpoint, version)
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         check_can_retire(settle(registry_file, management), version)
         with intent(registry_file, "retire", version):
             if not force:

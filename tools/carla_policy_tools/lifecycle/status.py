@@ -106,7 +106,7 @@ def read_status(registry_file: RegistryFile) -> Status:
     """Ask the registry, the store and the server."""
     endpoint = find_server(registry_file)
     if endpoint and endpoint.state == "ready":
-        with Management(endpoint.ports.url("management")) as management:
+        with endpoint.management() as management:
             seen = observe(registry_file, management)
         drift = seen.drift()
     else:

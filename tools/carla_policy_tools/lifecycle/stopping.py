@@ -17,9 +17,8 @@ from pathlib import Path
 
 import requests
 
-from carla_policy_tools.configuration import Ports
 from carla_policy_tools.lifecycle.draining import pass_queue
-from carla_policy_tools.lifecycle.management import Management
+from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.registry import RegistryError
 
 FINISH_S = 3.0
@@ -32,15 +31,16 @@ _LISTEN, _ESTABLISHED, _CLOSE_WAIT = "0A", "01", "08"
 _POLL_S = 0.02
 
 
-def drain(ports: Ports, server_pid: int, drain_file: Path) -> None:
+def drain(endpoint: Endpoint, server_pid: int, drain_file: Path) -> None:
     """Return when every accepted request has been answered, or after about six seconds if a worker hangs."""
+    ports = endpoint.ports
     close_listener(server_pid, ports.inference)
-    _pass_queues(ports, FINISH_S)
+    _pass_queues(endpoint, FINISH_S)
     drain_file.touch()
     deadline = time.monotonic() + LEAVE_S
     while time.monotonic() < deadline and _connections(server_pid, ports.inference):
         time.sleep(_POLL_S)
-    _pass_queues(ports, FINISH_S / 3)
+    _pass_queues(endpoint, FINISH_S / 3)
 
 
 def close_listener(pid: int, port: int) -> bool:
@@ -74,12 +74,12 @@ def _shut_down(pid: int, descriptor: int) -> bool:
     return False
 
 
-def _pass_queues(ports: Ports, timeout_s: float) -> None:
+def _pass_queues(endpoint: Endpoint, timeout_s: float) -> None:
     def one(version: str) -> None:
-        with suppress(requests.RequestException, RegistryError), Management(ports.url("management")) as management:
+        with suppress(requests.RequestException, RegistryError), endpoint.management() as management:
             pass_queue(management, version, timeout_s)
 
-    with suppress(requests.RequestException, RegistryError), Management(ports.url("management")) as management:
+    with suppress(requests.RequestException, RegistryError), endpoint.management() as management:
         versions = management.versions()
         with ThreadPoolExecutor(max_workers=len(versions) or 1) as pool:
             list(pool.map(one, versions))

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import requests
+from requests.auth import AuthBase
 
 from carla_policy.heads import draw_seed
 from carla_policy_tools.client import TIMEOUT_S
@@ -112,10 +113,10 @@ class Report:
 class Comparison:
     """Asks both versions at the server at `base`, and keeps the report. Use as a context manager."""
 
-    def __init__(self, base: str, shadow: str) -> None:
+    def __init__(self, base: str, shadow: str, auth: AuthBase | None = None) -> None:
         self.report = Report(shadow)
         self._base = base
-        self._session = local_session()
+        self._session = local_session(auth)
 
     def __enter__(self) -> Self:
         return self

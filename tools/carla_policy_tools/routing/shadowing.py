@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from carla_policy_tools.lifecycle.endpoint import require_server
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import check_answers, check_registered
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.routing.following import (
@@ -42,10 +41,10 @@ def shadow(
     """
     endpoint, proxy = require_server(registry_file), require_proxy(registry_file)
     check_registered(registry_file.read(), version)
-    with Management(endpoint.ports.url("management")) as management:
+    with endpoint.management() as management:
         check_answers(management, endpoint, version)
     with (
-        Comparison(endpoint.ports.url("inference"), version) as comparison,
+        Comparison(endpoint.ports.url("inference"), version, endpoint.auth("inference")) as comparison,
         _wish(registry_file, share),
         Collector(proxy.mirror_socket) as collector,
     ):

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 from carla_policy_tools.lifecycle.endpoint import find_server
 from carla_policy_tools.lifecycle.intents import intent
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.promoting import PATIENCE_S, check_answers, check_registered, rollback
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
@@ -33,7 +32,7 @@ def split(registry_file: RegistryFile, shares: Mapping[str, int] | None, *, reas
             check_registered(registry, version)
         endpoint = find_server(registry_file)
         if endpoint and endpoint.state == "ready":
-            with Management(endpoint.ports.url("management")) as management:
+            with endpoint.management() as management:
                 for version in taking_part or {}:
                     check_answers(management, endpoint, version)
         with registry_file.locked() as registry:
