@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ARTIFACTS := $(wildcard artifacts/v*)
-DRILLS := stop health broken flips cycles kills workers overload operators soak
+DRILLS := stop health broken flips cycles kills workers hang overload operators soak
 
 # torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.
 LOCK_VENV := build/lock

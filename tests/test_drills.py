@@ -19,6 +19,7 @@ from benchmarks.drills import (
     crashing,
     cycling,
     flipping,
+    hanging,
     killing,
     operating,
     overloading,
@@ -93,6 +94,30 @@ def test_kill_that_costs_more_than_a_batch_is_told() -> None:
     early = Report("workers")
     crashing.check_losses(early, [sent(8, 9, "", "507")], [10.0], 2)
     assert [problem.partition(":")[0] for problem in early.broken] == ["lost before the first kill"]
+
+
+def test_network_that_hangs_is_answered_in_time_and_its_worker_replaced(archives: Archives) -> None:
+    report = hanging.run(archives, hangs=1, interval_s=0, pace=Pace(rate=40.0, timeout_s=60.0), quiet_s=1)
+    check(report, 1)
+    assert len(report.recovery_s) == 1
+    assert report.facts["outcomes"]["200"] > 0
+
+
+def test_hang_that_is_answered_late_or_costs_more_than_a_batch_is_told() -> None:
+    note = '{"actions": [], "interventions": [{"observation": 0, "kind": "deadline"}]}'
+    wrong = sent(10, 10.5, SECOND, right=False)
+    safe, died = hanging.as_answered(wrong._replace(note=note)), sent(10, 10.4, "", "500")
+    assert (safe.outcome, safe.wrong) == (hanging.SAFE, False)
+    assert hanging.as_answered(wrong._replace(note=note.replace("deadline", "bounds"))).wrong
+    report = Report("hang")
+    hanging.check_answers(report, [sent(9, 9.1, SECOND), safe, died, died], [9.9])
+    assert report.passed
+    hanging.check_answers(report, [safe, died, died, died, sent(10, 12, SECOND)], [9.9])
+    assert report.broken == ["3 requests ended with a worker, expected at most 2"]
+    assert [problem.partition(":")[0] for problem in report.slow] == ["answered late"]
+    early = Report("hang")
+    hanging.check_answers(early, [safe], [11.0])
+    assert [problem.partition(":")[0] for problem in early.slow] == ["no own action before the first trap"]
 
 
 def test_overload_is_refused_and_leaves_nothing_behind(archives: Archives) -> None:

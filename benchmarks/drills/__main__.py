@@ -16,6 +16,7 @@ from benchmarks.drills import (
     crashing,
     cycling,
     flipping,
+    hanging,
     killing,
     operating,
     overloading,
@@ -112,6 +113,27 @@ def workers(
         lambda archives: crashing.run(archives, kills=kills, interval_s=interval, seed=seed, pace=pace, quiet_s=quiet),
         as_json,
         [FIRST],
+    )
+
+
+@app.command()
+def hang(
+    hangs: Annotated[int, typer.Option(help="How many.", min=1)] = 10,
+    interval: Annotated[float, typer.Option(help="Seconds between them.", min=0)] = 12.0,
+    rate: Rate = hanging.PACE.rate,
+    timeout: Timeout = hanging.PACE.timeout_s,
+    quiet: Quiet = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Let the network of a version with a deadline hang under load; everybody must be answered in time all the same.
+
+    Example: `python -m benchmarks.drills hang --hangs 3`
+    """
+    pace = Pace(rate, timeout_s=timeout)
+    _run(
+        lambda archives: hanging.run(archives, hangs=hangs, interval_s=interval, pace=pace, quiet_s=quiet),
+        as_json,
+        [SECOND],
     )
 
 

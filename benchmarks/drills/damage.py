@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+import yaml
 
 from benchmarks.archives import SECOND, copy_artifact, repack
 from carla_policy.card import CARD_FILE, GOLDEN_FILE, ModelCard, load_card
 from carla_policy.preprocessing import COMPILED_FILE
 from carla_policy_tools.archive import pack, unpack
 from carla_policy_tools.artifact import load_training_preprocessor, seal
+from carla_policy_tools.client import request_body
 from carla_policy_tools.compilation import compile_preprocessor
 from carla_policy_tools.manifest import HANDLER_FILE
 from carla_policy_tools.paths import archive_name
@@ -101,6 +107,55 @@ def burdened_archive(statement: str, version: str, store: Path) -> Path:
     """
     before_each_batch = _insert(_HANDLE, f"        if {_IN_WORKER}:\n            {statement}\n")
     return _write_archive(version, store, _leave, before_each_batch)
+
+
+class _Trap(torch.nn.Module):
+    """A network that never answers a row of features whose number `column` is above `limit`."""
+
+    def __init__(self, network: Any, column: int, limit: float) -> None:
+        super().__init__()
+        self.network = network
+        self.column = column
+        self.limit = limit
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        while bool((features[:, self.column] > self.limit).any()):
+            features = features + 0.0
+        outputs: tuple[torch.Tensor, torch.Tensor] = self.network(features)
+        return outputs
+
+
+def hanging_archive(version: str, store: Path, deadline_ms: float) -> bytes:
+    """Write an archive of `version` whose network hangs on one request, which is returned.
+
+    It answers all others as it should. Its card has a deadline.
+    """
+    asked: list[bytes] = []
+
+    def lay(artifact: Path) -> None:
+        card_file = artifact / CARD_FILE
+        card = load_card(card_file)
+        with np.load(artifact / GOLDEN_FILE) as golden:
+            observations, features = golden["observations"], golden["features"]
+        trap = observations[:1].copy()
+        trap[0, 2:] = [field.high for field in card.observation.fields[2:]]
+        above = load_training_preprocessor(artifact, card)(trap)[0] - features.max(axis=0)
+        column = int(above.argmax())
+        if not above[column] > 0:
+            raise ValueError(f"{artifact}: no observation within its bounds is beyond all golden ones")
+        limit = float(features[:, column].max() + above[column] / 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit
+            network: Any = torch.jit.load(artifact / "model.pt")  # type: ignore[no-untyped-call]
+            trapped: Any = torch.jit.script(_Trap(network, column, limit).eval())
+        trapped.save(artifact / "model.pt")
+        content = yaml.safe_load(card_file.read_text())
+        content["inference"] = {**content.get("inference", {}), "deadline_ms": float(deadline_ms)}
+        card_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        asked.append(json.dumps(request_body(trap)).encode())
+
+    _write_archive(version, store, lay, None)
+    return asked[0]
 
 
 def _leave(artifact: Path) -> None:
