@@ -18,7 +18,7 @@ import psutil
 import pytest
 import requests
 
-from carla_policy_tools.paths import PROJECT
+from carla_policy_tools.paths import CONFIG, PROJECT
 from carla_policy_tools.urls import prediction_url
 from tests.servers import COMMAND, ServeProcess
 
@@ -99,16 +99,20 @@ def test_runs_as_a_user_who_may_write_to_the_store_and_the_run_directory_only(wr
     assert [path for path in code if path.lstat().st_uid == NOBODY] == []
 
 
-def test_server_without_memory_ends_instead_of_limping_on(small_store: Path) -> None:
-    """So that whoever watches it starts it again. A heap this small stands for bodies that are too many."""
-    body = json.dumps(BODY).encode().ljust(16 << 20)
-    with ServeProcess(small_store, VERSION, environment={"JAVA_TOOL_OPTIONS": "-Xmx64m"}) as server:
+def test_server_without_memory_ends_instead_of_limping_on(small_store: Path, tmp_path: Path) -> None:
+    """So that whoever watches it starts it again. Bodies wait for a worker that is stopped, in more than its heap."""
+    profile = tmp_path / "small.yaml"
+    profile.write_text((CONFIG / "profiles" / "realtime.yaml").read_text().replace("mb: 2048", "mb: 64"))
+    body = json.dumps(BODY).encode().ljust(2 << 20)
+    with ServeProcess(small_store, VERSION, "--profile", str(profile)) as server:
+        worker = psutil.Process(server.get(VERSION, "metadata").json()["workerPid"])
 
         def ask() -> None:
             with suppress(requests.RequestException):
-                requests.post(prediction_url(server.base, VERSION), data=body, timeout=20)
+                requests.post(prediction_url(server.base, VERSION), data=body, timeout=60)
 
-        clients = [threading.Thread(target=ask) for _ in range(8)]
+        worker.suspend()
+        clients = [threading.Thread(target=ask) for _ in range(48)]
         for client in clients:
             client.start()
         status, error = server.wait()

@@ -77,7 +77,7 @@ def test_server_has_the_profile_s_settings_and_listens_on_this_machine_only(smal
 
 def test_version_is_ready_only_with_all_of_its_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(TorchServe, "_ready_workers", lambda *_: 1)
-    server = TorchServe({}, choose_ports(0), tmp_path)
+    server = TorchServe({}, choose_ports(0), tmp_path, heap_mb=64)
     server.wait_ready({"v1.0.0": 1}, 0.1)
     with pytest.raises(ServerError, match=r"not ready after 0\.1 s: v1\.0\.0"):
         server.wait_ready({"v1.0.0": 2}, 0.1)

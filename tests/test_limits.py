@@ -39,6 +39,7 @@ retry_window_s: 13
 queue_size: 3
 max_request_bytes: 20000
 max_response_bytes: 30000
+jvm_heap_mb: 123
 """
 
 
@@ -169,6 +170,18 @@ def test_larger_body_than_the_profile_allows_is_answered_413(strict: ServeProces
 def test_workers_are_told_how_large_an_answer_may_be(strict: ServeProcess) -> None:
     (worker, *_) = [p for p in strict.descendants() if "model_service_worker.py" in " ".join(p.cmdline())]
     assert worker.environ()["CARLA_POLICY_MAX_RESPONSE_BYTES"] == "30000"
+
+
+def test_memory_of_the_front_end_is_what_the_profile_says(strict: ServeProcess) -> None:
+    """Its heap, and the buffers in which bodies arrive: by itself Java takes up to a quarter of the machine each."""
+    command = psutil.Process(strict.ready["server_pid"]).cmdline()
+    assert {"-Xmx123m", "-XX:MaxDirectMemorySize=123m"} <= set(command)
+
+
+@pytest.mark.parametrize("megabytes", ["63", "2000000", "0.5"])
+def test_memory_that_makes_no_sense_is_refused_by_name(tmp_path: Path, megabytes: str) -> None:
+    with pytest.raises(ValueError, match="jvm_heap_mb"):
+        load_profile(str(profile_file(tmp_path, f"{OLDER_PROFILE}jvm_heap_mb: {megabytes}\n")))
 
 
 def test_more_requests_than_the_queue_holds_are_refused_at_once(strict: ServeProcess) -> None:

@@ -42,6 +42,9 @@ class Profile(BaseModel):
     """Of a body; a larger one is answered 413. A server has one such limit: the largest that a version asks for."""
     max_response_bytes: Annotated[int, Field(ge=1024, le=MAX_BYTES)] = 16 << 20
     """Of an answer's body; the server's limit is the largest that a version asks for."""
+    jvm_heap_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 2048
+    """Memory for bodies, in MiB: so much may wait for workers, and as much be arriving. A server has the largest that
+    one of the versions asks for with which it starts."""
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
 

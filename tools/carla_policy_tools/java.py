@@ -17,14 +17,15 @@ class Java:
     executable: Path
     major: int
 
-    @property
-    def flags(self) -> list[str]:
+    def flags(self, heap_mb: int) -> list[str]:
         """JVM flags that TorchServe needs on this Java: from 24 on, its libraries' use of native code is announced.
 
-        A server without memory ends, so that it can be started again: it would go on with some of its threads.
+        `heap_mb` bounds both the heap, where bodies wait for a worker, and the buffers beside it, where they arrive. A
+        server without heap ends, so that it can be started again: it would go on with some of its threads.
         """
+        memory = [f"-Xmx{heap_mb}m", f"-XX:MaxDirectMemorySize={heap_mb}m"]
         native = ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
-        return ["-XX:+ExitOnOutOfMemoryError", *(native if self.major >= 24 else ())]
+        return ["-XX:+ExitOnOutOfMemoryError", *memory, *(native if self.major >= 24 else ())]
 
 
 def find_java() -> Java:

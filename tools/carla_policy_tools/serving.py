@@ -117,8 +117,9 @@ def _run(
         frozen=endpoint.frozen,
         token_minutes=request.token_minutes,
     )
+    heap_mb = max(profile.jvm_heap_mb for profile in settings.values())
     with (
-        TorchServe(started, ports, endpoint.run_dir, endpoint.auth("management")) as server,
+        TorchServe(started, ports, endpoint.run_dir, heap_mb=heap_mb, auth=endpoint.auth("management")) as server,
         _renewal(endpoint, request.token_minutes),
     ):
         try:

@@ -47,10 +47,13 @@ class ServerError(RuntimeError):
 class TorchServe:
     """Use as a context manager: leaving it stops the server and its workers."""
 
-    def __init__(self, settings: Mapping[str, str], ports: Ports, run_dir: Path, auth: AuthBase | None = None) -> None:
-        """`auth` lets in to the management port of a server that asks for keys, which it writes when it starts."""
+    def __init__(
+        self, settings: Mapping[str, str], ports: Ports, run_dir: Path, *, heap_mb: int, auth: AuthBase | None = None
+    ) -> None:
+        """`heap_mb` is a profile's `jvm_heap_mb`; `auth` lets in to the management port of one that asks for keys."""
         self.ports = ports
         self._auth = auth
+        self._heap_mb = heap_mb
         self.run_dir = run_dir
         self._settings = settings
         self._process: subprocess.Popen[str] | None = None
@@ -107,7 +110,7 @@ class TorchServe:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self._process = subprocess.Popen(
-            _command(config, temp, Path(self._settings["model_store"])),
+            _command(config, temp, Path(self._settings["model_store"]), self._heap_mb),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -199,11 +202,11 @@ class TorchServe:
                 self._start_failure = line
 
 
-def _command(config: Path, temp: Path, store: Path) -> list[str]:
+def _command(config: Path, temp: Path, store: Path, heap_mb: int) -> list[str]:
     java, package = find_java(), Path(ts.__file__).resolve().parent
     return [
         str(java.executable),
-        *java.flags,
+        *java.flags(heap_mb),
         f"-Dmodel_server_home={package.parent}",
         f"-Djava.io.tmpdir={temp}",
         f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",
