@@ -21,7 +21,7 @@ from carla_policy.answers import Answer
 from carla_policy.batch import COUNTERS, Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
-from carla_policy.headers import by_lower_case, repeated
+from carla_policy.headers import by_lower_case
 from carla_policy.loading import load_policy
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
 
@@ -80,16 +80,16 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         """An answer for each row of `data`, in order, each with its own status and headers."""
         received = [context.get_all_request_header(index) for index in range(len(data))]
         headers = [by_lower_case(own) for own in received]
-        if _is_describe(data, headers):
+        if len(data) == 1 and not data[0] and _is_describe(headers[0][0]):
             return [self.describe_handle()]
         requests = [
-            _to_request(row, own, lower, context.get_request_id(index) or "")
-            for index, (row, own, lower) in enumerate(zip(data, received, headers, strict=True))
+            _to_request(row, own, *named, context.get_request_id(index) or "")
+            for index, (row, own, named) in enumerate(zip(data, received, headers, strict=True))
         ]
         batch = self.inference(self.preprocess(requests))
         self._count(batch)
         answers = self.postprocess(batch)
-        for index, (answer, own) in enumerate(zip(answers, headers, strict=True)):
+        for index, (answer, (own, _)) in enumerate(zip(answers, headers, strict=True)):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.content_type)
             for name, value in answer.headers.items():
@@ -150,14 +150,14 @@ def _counters(metrics: Any) -> dict[str, Any]:
     return counters
 
 
-def _is_describe(data: list[dict[str, Any]], headers: list[dict[str, str]]) -> bool:
+def _is_describe(headers: dict[str, str]) -> bool:
     """A describe job comes alone, without body, path or type; a prediction with such a header has one of them."""
-    own = headers[0]
-    plain = "url_path" not in own and "content-type" not in own
-    return len(data) == 1 and not data[0] and plain and own.get("describe") == "True"
+    return "url_path" not in headers and "content-type" not in headers and headers.get("describe") == "True"
 
 
-def _to_request(row: dict[str, Any], received: dict[str, Any], headers: dict[str, str], request_id: str) -> Request:
+def _to_request(
+    row: dict[str, Any], received: dict[str, Any], headers: dict[str, str], repeated: frozenset[str], request_id: str
+) -> Request:
     """A request of raw bytes, with its headers as `received` and by lower-case name.
 
     TorchServe gives the fields of a form the names that they chose, and notes them beside the headers: a field
@@ -169,7 +169,7 @@ def _to_request(row: dict[str, Any], received: dict[str, Any], headers: dict[str
     return Request(
         body=body if isinstance(body, bytes | bytearray) else b"",
         headers=headers,
-        repeated=repeated(received),
+        repeated=repeated,
         resource=path.strip("/") if isinstance(path, str) else "",
         request_id=request_id,
     )

@@ -17,15 +17,17 @@ _OF_THE_BODY = ("content-type", "content-encoding")
 _OPTION_PREFIX, _OPTIONS = "x-policy-", ("x-request-start",)
 
 
-def by_lower_case(received: Mapping[str, Any]) -> dict[str, str]:
-    """Headers by name in lower case; a parameter's own headers, which TorchServe mixes in, are left out."""
-    return {name.lower(): value for name, value in received.items() if isinstance(value, str)}
+def by_lower_case(received: Mapping[str, Any]) -> tuple[dict[str, str], frozenset[str]]:
+    """Headers by name in lower case, and the names of those that came in several spellings.
 
-
-def repeated(received: Mapping[str, Any]) -> frozenset[str]:
-    """Names, in lower case, that came in several spellings."""
-    counts = Counter(name.lower() for name, value in received.items() if isinstance(value, str))
-    return frozenset(name for name, count in counts.items() if count > 1)
+    A parameter's own headers, which TorchServe mixes in, are left out.
+    """
+    named = [(name.lower(), value) for name, value in received.items() if isinstance(value, str)]
+    headers = dict(named)
+    if len(headers) == len(named):
+        return headers, frozenset()
+    counts = Counter(name for name, _ in named)
+    return headers, frozenset(name for name, count in counts.items() if count > 1)
 
 
 def refuse_repeated(names: Collection[str]) -> None:
