@@ -21,7 +21,10 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @with_config(_STRICT)
 class Observation(TypedDict):
-    """What the vehicle senses, in the units of the version's model card."""
+    """What the vehicle senses, in the units of the version's model card.
+
+    Numbers are rounded to float32, and then held against the bounds.
+    """
 
     speed: float
     steering: float
