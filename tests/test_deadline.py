@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,39 @@ def test_batch_mate_without_a_deadline_gets_the_policy_s_action(synthetic: Loade
     assert late["interventions"] == [{"observation": 0, "kind": "deadline"}]
     assert mate["actions"] == ask(service)[0][1]["actions"]
     assert "interventions" not in mate
+
+
+def test_request_that_became_late_beside_a_batch_mate_without_a_deadline_gets_the_safe_action(
+    synthetic: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, ahead = synthetic.policy, [0.0]
+    monkeypatch.setattr(
+        "carla_policy.service.time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead[0])
+    )
+
+    def runtime(features: Any) -> Any:
+        ahead[0] = 2 * LONG
+        return policy.runtime(features)
+
+    service = PolicyService(replace(synthetic, policy=replace(policy, runtime=runtime)))  # type: ignore[arg-type]
+    (_, late), (_, mate) = ask(service, Request(BODY, {"x-policy-deadline-ms": "30000"}), Request(BODY))
+    assert late["interventions"] == [{"observation": 0, "kind": "deadline"}]
+    assert "interventions" not in mate
+
+
+def test_network_that_fails_on_a_batch_and_hangs_on_its_requests_is_answered_with_the_safe_action(
+    synthetic: LoadedPolicy, released: threading.Event
+) -> None:
+    def runtime(features: Any) -> Any:
+        if len(features) > 1:
+            raise RuntimeError("CUDA error")
+        released.wait(LONG)
+        return synthetic.policy.runtime(features)
+
+    loaded = hanging(synthetic, released, deadline_ms=500.0)
+    service = PolicyService(replace(loaded, policy=replace(loaded.policy, runtime=runtime)))  # type: ignore[arg-type]
+    for _, answer in ask(service, Request(BODY), Request(BODY)):
+        assert answer["interventions"] == [{"observation": 0, "kind": "deadline"}]
 
 
 def test_deadline_that_is_kept_changes_nothing(synthetic: LoadedPolicy) -> None:

@@ -11,8 +11,11 @@ import pytest
 
 from carla_policy.answers import Answer
 from carla_policy.batch import Request
+from carla_policy.errors import InvalidState
 from carla_policy.loading import LoadedPolicy
+from carla_policy.npy import parse_npy
 from carla_policy.service import PolicyService
+from carla_policy.specs import RecurrentSpec
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 
@@ -111,3 +114,9 @@ def test_options_that_cannot_be_used_are_named(service: PolicyService, header: s
     error = json.loads(answer(service, saved(ROWS), **{header: value}).body)
     assert error["type"] == "INVALID_OPTION"
     assert error["details"][0]["loc"] == header.replace("_", "-")
+
+
+def test_recurrent_version_takes_no_arrays(synthetic: LoadedPolicy) -> None:
+    card = synthetic.policy.card.model_copy(update={"recurrent": RecurrentSpec(state_size=4)})
+    with pytest.raises(InvalidState, match="state: this version is recurrent"):
+        parse_npy(saved(ROWS), {}, card)

@@ -23,6 +23,7 @@ from carla_policy.policy import Policy
 from carla_policy.runtimes.torch import TorchRuntime
 from carla_policy.selftest import replay
 from carla_policy.service import PolicyService
+from carla_policy.wire import parse_prediction
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 
@@ -151,6 +152,23 @@ def test_request_that_breaks_the_network_gets_the_fallback_action_alone(syntheti
     assert json.loads(answers[3].body)["actions"] == [{"throttle": 0.0, "brake": 1.0, "steer": 0.0}]
     for n in (0, 1, 2, 4, 5):
         assert json.loads(answers[n].body)["actions"] == ask(PolicyService(synthetic), ROWS[n : n + 1])["actions"]
+
+
+def test_fault_of_the_service_itself_is_answered_to_the_request_that_met_it(
+    service: PolicyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(body: bytes, *arguments: Any) -> Any:
+        if body == b"fault":
+            raise KeyError("speed")
+        return parse_prediction(body, *arguments)
+
+    monkeypatch.setattr("carla_policy.service.parse_prediction", parse)
+    good = json.dumps(request_body(ROWS[:1])).encode()
+    answers = answer_all(service, [good, b"fault", good])
+    assert [answer.status for answer in answers] == [200, 500, 200]
+    error = json.loads(answers[1].body)
+    assert (error["type"], error["requestId"]) == ("INTERNAL", "1")
+    assert "KeyError" not in error["message"]
 
 
 def test_resources(service: PolicyService) -> None:

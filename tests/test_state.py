@@ -85,6 +85,19 @@ def test_token_with_any_changed_character_is_refused(state: Any, data: st.DataOb
     assert refusal(codec, changed, len(state)) in {"encoding", "version", "integrity"}
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_token_has_one_spelling(size: int) -> None:
+    """Its last character has bits that mean nothing."""
+    codec = StateCodec(HASH, size)
+    token = codec.encode(np.ones((1, size), np.float32))
+    place = len(token.rstrip("=")) - 1
+    spellings = [token[:place] + character + token[place + 1 :] for character in ALPHABET if character != token[place]]
+    same = [other for other in spellings if base64.urlsafe_b64decode(other) == base64.urlsafe_b64decode(token)]
+    assert same
+    for other in same:
+        assert refusal(codec, other, 1) == "integrity"
+
+
 @given(state=STATES, place=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_any_flipped_bit_of_the_content_is_refused(state: Any, place: int, bit: int) -> None:
     codec = StateCodec(HASH, state.shape[1])

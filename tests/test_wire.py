@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
+from carla_policy import wire
 from carla_policy.card import ModelCard
 from carla_policy.errors import RequestError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import media_type
+from carla_policy.messages import PredictRequest
 from carla_policy.wire import max_body_bytes, parse_prediction
 
 
@@ -63,6 +67,8 @@ def test_options_have_defaults(card: ModelCard) -> None:
         (request().replace(b"1.0", b"NaN"), 400, "INVALID_JSON", "NaN"),
         (request().replace(b"1.0", b"-Infinity"), 400, "INVALID_JSON", "Infinity"),
         (request().replace(b"1.0", b"1e999"), 400, "INVALID_JSON", "beyond what a float64 holds"),
+        (request().replace(b"1.0", b"1" * 5_000 + b".0"), 400, "INVALID_JSON", "beyond what a float64 holds"),
+        (request().replace(b"1.0", b"1" * 5_000), 400, "INVALID_JSON", "5000 digits"),
         (b"[" * 100_000, 400, "INVALID_JSON", "nested deeper than 32 levels"),
         (b"\xef\xbb\xbf" + request(), 400, "INVALID_ENCODING", "byte order mark"),
         (request().decode().encode("utf-16"), 400, "INVALID_ENCODING", "looks like utf-16"),
@@ -126,6 +132,7 @@ def test_refusals(body: bytes, status: int, kind: str, message: str, card: Model
     assert (error.status, error.type) == (status, kind)
     assert message in str(error)
     assert len(str(error)) < 500
+    assert "sys." not in str(error)  # Python's advice on how to make it accept more
 
 
 def test_value_below_its_bound_is_refused_and_a_value_on_it_is_not(card: ModelCard) -> None:
@@ -160,8 +167,34 @@ def test_body_of_a_million_faults_is_refused_after_a_few(card: ModelCard) -> Non
     ]
     for body in faults:
         assert len(refusal(body, card).details) == 1
-    unknown = json.dumps({"observations": [], **{f"x{number}": 0 for number in range(2_000)}}).encode()
+    strangers = {f"x{number}": 0 for number in range(2_000)}
+    unknown = json.dumps({"observations": [], **strangers}).encode()
     assert "2001 fields do not fit a request" in str(refusal(unknown, card))
+    inside = request(observations=[observation(**strangers)])
+    assert "2000 fields do not fit a request" in str(refusal(inside, card))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        request().replace(b'"speed"', b'"\\u0073peed"'),
+        request(x=[""] * 100_000),
+        request(x=[[]] * 40_000),
+        request(observations=[observation(sensors=[[{}]] * 20_000)]),
+    ],
+    ids=["escape", "strings", "arrays", "objects"],
+)
+def test_body_that_cannot_be_a_plain_request_is_read_once(
+    body: bytes, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict:
+        """The reader of requests, which gets what has been read already and no bytes."""
+
+        validate_python = staticmethod(TypeAdapter(PredictRequest).validate_python)
+
+    monkeypatch.setattr(wire, "_REQUEST", Strict)
+    with suppress(RequestError):
+        parse_prediction(body, card)
 
 
 @pytest.mark.parametrize(

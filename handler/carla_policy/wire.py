@@ -150,7 +150,7 @@ def _refusal(error: ValidationError) -> RequestError:
 
 def _class_of(error: ErrorDetails) -> type[RequestError]:
     loc, value = error["loc"], error["input"]
-    if loc[:1] in (("deterministic",), ("seed",), ("log_prob",)) and error["type"] != "missing":
+    if loc[:1] in (("deterministic",), ("seed",), ("log_prob",)):
         return InvalidOption
     if loc[:1] in (("state",), ("episode_start",)):
         return InvalidState
