@@ -14,7 +14,7 @@ import requests
 
 from carla_policy.card import GOLDEN_FILE, ModelCard, load_card
 from carla_policy_tools.client import request_body
-from carla_policy_tools.paths import ARTIFACTS
+from carla_policy_tools.paths import ARTIFACTS, MODEL_NAME, archive_name
 from carla_policy_tools.urls import prediction_url
 from tests.conftest import SHIPPED
 from tests.servers import ServeProcess
@@ -228,3 +228,18 @@ def test_what_the_envelope_changes_is_answered_and_counted(server: ServeProcess,
         if all(series in page for series in wanted):
             break
     assert all(series in page for series in wanted), page
+
+
+def listed(models: str) -> set[str]:
+    """The versions that a server has, by its management API."""
+    return {model["modelVersion"] for model in requests.get(f"{models}/{MODEL_NAME}/all", timeout=10).json()}
+
+
+def test_archive_beyond_the_model_store_is_not_loaded(server: ServeProcess, small_store: Path) -> None:
+    """TorchServe would fetch a good one from anywhere."""
+    models = f"{server.ready['management']}/models"
+    before = listed(models)
+    archive = small_store / archive_name("v1.9.0")
+    for url in (f"file://{archive}", f"file://localhost{archive}"):
+        assert requests.post(models, params={"url": url}, timeout=30).status_code >= 400
+    assert listed(models) == before

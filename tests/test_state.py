@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from carla_policy.card import ModelCard
 from carla_policy.errors import InvalidState
 from carla_policy.loading import LoadedPolicy
+from carla_policy.specs import RecurrentSpec
 from carla_policy.state import KEY_VARIABLE, StateCodec
 from carla_policy.wire import Prediction, parse_prediction
 
@@ -202,3 +203,12 @@ def test_policy_that_keeps_no_state_refuses_one(card: ModelCard, codec: StateCod
     assert finding(card, None, state="") == ("state", "unexpected")
     assert parsed(card, None).state is None
     assert parsed(card, None, episode_start=True).state is None
+
+
+def test_largest_request_with_a_state_is_not_too_long(card: ModelCard) -> None:
+    two = card.inference.model_copy(update={"max_observations": 2})
+    wide = card.model_copy(update={"inference": two, "recurrent": RecurrentSpec(state_size=1_000)})
+    token = StateCodec(HASH, 1_000).encode(np.ones((2, 1_000), np.float32))
+    state = parsed(wide, StateCodec(HASH, 1_000), rows=2, state=token).state
+    assert state is not None
+    assert state.shape == (2, 1_000)

@@ -16,6 +16,7 @@ from carla_policy.errors import RequestError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import media_type
 from carla_policy.messages import PredictRequest
+from carla_policy.specs import ObservationSpec, ObservedField
 from carla_policy.wire import max_body_bytes, parse_prediction
 
 
@@ -264,3 +265,15 @@ def test_largest_request_generously_written_fits(card: ModelCard) -> None:
     row = observation(speed=1.2345678901234567e-05, sensors=[-1.2345678901234567e-05] * 5)
     body = json.dumps({"observations": [row] * 50, "deterministic": False}, indent=4).encode()
     assert len(parse_prediction(body, small).observations) == 50
+
+
+def test_largest_request_of_many_sensors_with_a_line_for_each_fits(card: ModelCard) -> None:
+    more = (ObservedField(name=f"more_{n}", unit="m", low=-1.0, high=1.0) for n in range(300))
+    wide = card.model_copy(
+        update={
+            "observation": ObservationSpec(fields=(*card.observation.fields, *more)),
+            "inference": card.inference.model_copy(update={"max_observations": 50}),
+        }
+    )
+    row = observation(sensors=[-1.2345678901234567e-105] * 305)
+    assert len(parse_prediction(json.dumps({"observations": [row] * 50}, indent=2).encode(), wide).observations) == 50
