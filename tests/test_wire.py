@@ -164,10 +164,11 @@ def test_all_findings_are_listed_up_to_ten(card: ModelCard) -> None:
 def test_body_of_a_million_faults_is_refused_after_a_few(card: ModelCard) -> None:
     faults = [
         b'{"observations": [' + b'"",' * 10**6 + b'""]}',
-        request(observations=[observation(sensors=[""] * 10**6)]),
+        request(observations=[observation(sensors=[""] * 900_000)]),
     ]
     for body in faults:
-        assert len(refusal(body, card).details) == 1
+        error = refusal(body, card)
+        assert (error.type, len(error.details)) == ("SCHEMA", 1)
     strangers = {f"x{number}": 0 for number in range(2_000)}
     unknown = json.dumps({"observations": [], **strangers}).encode()
     assert "2001 fields do not fit a request" in str(refusal(unknown, card))

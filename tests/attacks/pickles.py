@@ -12,6 +12,7 @@ import numpy as np
 import sklearn
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, StandardScaler
 
+from carla_policy.safe_pickle import MAX_BYTES
 from tests.attacks import Attack
 
 FILE = "preprocessor.pkl"
@@ -60,6 +61,12 @@ def pointers() -> bytes:
     array = called("numpy._core.multiarray:_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", b"C\x01b")
     array += b"(K\x01K\x01\x85" + dtype + b"\x89C\x08AAAAAAAAtb"
     return built(SCALER, state(mean_=array))
+
+
+def scalar(spelling: str, value: bytes) -> bytes:
+    """A number of type `spelling` made of `value`."""
+    dtype = called("numpy:dtype", text(spelling), b"\x89", b"\x88")
+    return pickled(called("numpy._core.multiarray:scalar", dtype, value))
 
 
 def refilled() -> bytes:
@@ -142,6 +149,11 @@ def _behind_in_frame(directory: Path, marker: Path) -> None:
     _write(directory, b"\x80\x04\x95" + struct.pack("<Q", len(content)) + content)
 
 
+def _large(directory: Path, _: Path) -> None:
+    with (directory / FILE).open("ab") as file:
+        file.truncate(MAX_BYTES + 1)
+
+
 def _call_of(name: str) -> Callable[[Path], bytes]:
     return lambda marker: pickled(_calls(marker)[name])
 
@@ -171,6 +183,12 @@ _STATES: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "state of another kind": (lambda _: built(SCALER, b"N" + state(mean_=b"N") + b"\x86"), "no dictionary"),
     "call of a class": (lambda _: pickled(SCALER + b")R"), "it calls StandardScaler"),
     "object with arguments": (lambda _: pickled(SCALER + b"N\x85\x81"), "it creates StandardScaler"),
+    "object of another class": (lambda _: pickled(b"cnumpy\nndarray\n)\x81"), "it creates ndarray"),
+    "state of names": (lambda _: built(SCALER, text("mean_") + b"\x85"), "no dictionary"),
+    "state by numbers": (lambda _: built(SCALER, b"}K\x01Ns"), "no dictionary"),
+    "list filled by name": (lambda _: pickled(b"]" + text("a") + b"Ns"), "a dictionary of names"),
+    "number of a text": (lambda _: scalar("f8", text("8 bytes!")), "something else than bytes"),
+    "object of bytes": (lambda _: scalar("O", b"C\x08AAAAAAAA"), "something else than bytes"),
     "bytes as pointers": (lambda _: pointers(), "type 'V8'"),
     "flags of a type": (
         lambda _: pickled(
@@ -195,6 +213,10 @@ _STATES: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "deep nesting": (lambda _: built(SCALER, state(mean_=b")" + b"\x85" * 1_000)), "nested deeper"),
     "very deep nesting": (lambda _: pickled(b")" + b"\x85" * 1_000_000), "opcodes"),
     "memo doubling": (lambda _: built(SCALER, state(mean_=doubled(40))), "more than 50000 parts"),
+    "memo doubling in a dictionary": (
+        lambda _: built(SCALER, state(mean_=b"}" + text("a") + doubled(40) + b"s")),
+        "more than 50000 parts",
+    ),
     "long claim": (lambda _: pickled(b"\x8e" + struct.pack("<Q", 1 << 40)), "not a readable pickle"),
     "bytearray claim": (lambda _: pickled(b"\x96" + struct.pack("<Q", 1 << 36)), "not a readable pickle"),
     "memo index": (lambda _: pickled(b"Nr\xff\xff\xff\x7f"), "expected a transformer"),
@@ -220,6 +242,7 @@ BOMBS = (
 ATTACKS = [
     *(Attack(name, _spelled(_call_of(name)), "which no preprocessor may") for name in _calls(Path("marker"))),
     *(Attack(name, _spelled(make), refusal) for name, (make, refusal) in _STATES.items()),
+    Attack("large", _large, "larger than 64 MiB"),
     Attack("second pickle", _behind, "data behind the pickled object"),
     Attack(
         "second pickle in the frame of the first", _behind_in_frame, "data behind the pickled object|not a readable"
