@@ -183,6 +183,14 @@ def test_work_that_is_only_slow_is_not_reported(released: threading.Event) -> No
     assert not reported.is_set()
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0])
+def test_work_that_has_no_time_left_is_not_begun(timeout_s: float) -> None:
+    watch = Watch()
+    with pytest.raises(Late):
+        watch.run(lambda: None, timeout_s)
+    assert not watch.hangs
+
+
 def test_what_work_raises_is_raised() -> None:
     watch = Watch()
     with pytest.raises(ZeroDivisionError):

@@ -154,7 +154,7 @@ def _class_of(error: ErrorDetails) -> type[RequestError]:
         return InvalidOption
     if loc[:1] in (("state",), ("episode_start",)):
         return InvalidState
-    if loc[2:3] == ("sensors",) and len(loc) == 4 and isinstance(value, list):
+    if loc[2:3] == ("sensors",) and isinstance(value, list):
         return ShapeMismatch
     if error["type"] == "float_type" and isinstance(value, int) and not isinstance(value, bool):
         return OutOfRange  # an integer that no float64 holds
