@@ -210,6 +210,20 @@ def test_header_is_repeated_in_an_error_in_ascii_and_shortened(
     assert len(answer["message"]) < 400
 
 
+def test_request_without_a_body_is_a_describe_job_only_by_its_header_and_without_a_path(ts_service: Any) -> None:
+    ((status, _, error),) = handle(ts_service, [({}, {})])
+    assert (status, error["type"]) == (400, "EMPTY_BODY")
+    ((status, _, answer),) = handle(ts_service, [({}, {"describe": "True", "url_path": "healthz"})])
+    ((_, _, expected),) = handle(ts_service, [({}, {"url_path": "healthz"})])
+    assert (status, answer.keys()) == (200, expected.keys())
+
+
+@pytest.mark.parametrize("name", ["traceparent", "x-request-id", "x-policy-seed", "content-encoding"])
+def test_part_whose_name_is_that_of_a_header_is_none(ts_service: Any, body: bytearray, name: str) -> None:
+    answers = handle(ts_service, [({name: body}, {}), ({"body": body}, JSON)])
+    assert [status for status, _, _ in answers] == [400, 200]
+
+
 def test_compressed_body_is_refused(ts_service: Any, body: bytearray) -> None:
     ((status, _, _),) = handle(ts_service, [({"body": body}, {**JSON, "Content-Encoding": "gzip"})])
     assert status == 415
