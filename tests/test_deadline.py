@@ -154,11 +154,12 @@ def test_shorter_of_card_s_and_client_s_deadline_holds() -> None:
     assert due({"x-policy-deadline-ms": "300"}, 200.0, 5.0) == pytest.approx(5.2)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e3", "60001", "0x10", "1_0", "\u0661"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e3", "60001", "0x10", "1_0", "\u0661", "0" * 5000])
 def test_deadline_that_is_none_is_named(text: str) -> None:
     with pytest.raises(RequestError, match="x-policy-deadline-ms: expected milliseconds") as caught:
         due({"x-policy-deadline-ms": text}, None, 0.0)
     assert caught.value.type == "INVALID_OPTION"
+    assert len(str(caught.value)) < 200
 
 
 def test_work_that_hangs_for_good_is_reported_once(released: threading.Event) -> None:

@@ -65,6 +65,7 @@ def test_sampled_answer_carries_the_seed_that_reproduces_it(service: PolicyServi
 
 
 HUGE = saved(ROWS).replace(b"(6, 7), ", b"(8192,7)", 1)
+PADDED = saved(ROWS)[:8] + (1000).to_bytes(2, "little") + saved(ROWS)[10:127].ljust(999) + b"\n" + saved(ROWS)[128:]
 DEEP = b"\x93NUMPY\x01\x00" + (400).to_bytes(2, "little") + b"(" * 400
 
 
@@ -77,6 +78,7 @@ DEEP = b"\x93NUMPY\x01\x00" + (400).to_bytes(2, "little") + b"(" * 400
         (saved(ROWS) + b"x", 400, "INVALID_NPY", "announces 168 bytes of numbers, got 169"),
         (saved(ROWS)[:40], 400, "INVALID_NPY", "not a .npy file"),
         (DEEP, 400, "INVALID_NPY", "not a .npy file"),
+        (PADDED, 400, "INVALID_NPY", "not a .npy file"),
         (saved(ROWS).replace(b"\x01\x00", b"\x09\x00", 1), 400, "INVALID_NPY", "version"),
         (HUGE, 400, "INVALID_NPY", "announces 229376 bytes of numbers, got 168"),
         (saved(np.array([["x", {}]], object), allow_pickle=True), 422, "SCHEMA", "got 'object'"),
@@ -96,6 +98,7 @@ def test_refusals(service: PolicyService, body: bytes, status: int, kind: str, m
     error = json.loads(answered.body)
     assert (answered.status, answered.content_type, error["type"]) == (status, "application/json", kind)
     assert message in error["message"]
+    assert len(answered.body) < 2_000
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,7 @@ def test_refusals(service: PolicyService, body: bytes, status: int, kind: str, m
     [
         ("x_policy_deterministic", "1"),
         ("x_policy_deterministic", ""),
+        ("x_policy_deterministic", "true" * 5000),
         ("x_policy_seed", "-1"),
         ("x_policy_seed", "1_0"),
         ("x_policy_seed", "\u0661"),
@@ -114,6 +118,7 @@ def test_options_that_cannot_be_used_are_named(service: PolicyService, header: s
     error = json.loads(answer(service, saved(ROWS), **{header: value}).body)
     assert error["type"] == "INVALID_OPTION"
     assert error["details"][0]["loc"] == header.replace("_", "-")
+    assert len(error["message"]) < 200
 
 
 def test_recurrent_version_takes_no_arrays(synthetic: LoadedPolicy) -> None:
