@@ -102,8 +102,8 @@ def _take(archive: Path, endpoint: Endpoint, version: str, profile: Profile, rec
             copy_archive(archive, copy)
         except ArtifactError as error:
             raise ArtifactError(
-                f"{archive.parent}/{error}; build it again, which makes the same bytes, put the one with {record.digest} back, or "
-                f"`carla-policy retire {version}`"
+                f"{archive.parent}/{error}; build it again, which makes the same bytes, put the one "
+                f"with {record.digest} back, or `carla-policy retire {version}`"
             ) from None
         if file_digest(copy) != record.digest:
             raise ArtifactError(
