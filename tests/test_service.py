@@ -23,7 +23,7 @@ from carla_policy.policy import Policy
 from carla_policy.runtimes.torch import TorchRuntime
 from carla_policy.selftest import replay
 from carla_policy.service import PolicyService
-from carla_policy.wire import parse_prediction
+from carla_policy.wire import draft_prediction
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 
@@ -160,9 +160,9 @@ def test_fault_of_the_service_itself_is_answered_to_the_request_that_met_it(
     def parse(body: bytes, *arguments: Any) -> Any:
         if body == b"fault":
             raise KeyError("speed")
-        return parse_prediction(body, *arguments)
+        return draft_prediction(body, *arguments)
 
-    monkeypatch.setattr("carla_policy.service.parse_prediction", parse)
+    monkeypatch.setattr("carla_policy.service.draft_prediction", parse)
     good = json.dumps(request_body(ROWS[:1])).encode()
     answers = answer_all(service, [good, b"fault", good])
     assert [answer.status for answer in answers] == [200, 500, 200]

@@ -36,7 +36,7 @@ from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource, Resources
 from carla_policy.state import StateCodec
-from carla_policy.wire import parse_prediction
+from carla_policy.wire import Draft, draft_prediction, finish_all
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,12 @@ class PolicyService:
         started = time.perf_counter()
         step = self._refuse_work if self._is_draining() else self._parse_one
         items = [guarded(step, request, started) for request in requests]
+        drafts = [(index, item) for index, item in enumerate(items) if isinstance(item, Draft)]
+        if drafts:
+            for (index, _), finished in zip(
+                drafts, finish_all([draft for _, draft in drafts], self._card), strict=True
+            ):
+                items[index] = finished
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
@@ -133,16 +139,16 @@ class PolicyService:
     def _refuse_work(self, _: Request, __: float) -> None:
         raise Draining("this server is about to stop and takes no new requests; send it to another, or again later")
 
-    def _parse_one(self, request: Request, arrived: float) -> Prediction | Resource:
+    def _parse_one(self, request: Request, arrived: float) -> Draft | Prediction | Resource:
         if request.body or not request.resource:
             # The path behind the version comes as a header, which clients can send too: a body asks for a prediction.
             refuse_repeated(request.repeated)
-            if media_type(request.headers) == NPY_MEDIA_TYPE:
-                prediction = parse_npy(request.body, request.headers, self._card)
-            else:
-                prediction = parse_prediction(request.body, self._card, self.state_codec)
+            form = media_type(request.headers)
             latest = due(request.headers, self._card.inference.deadline_ms, arrived)
-            return prediction if latest is None else prediction._replace(due=latest)
+            if form == NPY_MEDIA_TYPE:
+                return parse_npy(request.body, request.headers, self._card)._replace(due=latest)
+            draft = draft_prediction(request.body, self._card, self.state_codec)
+            return draft if latest is None else draft._replace(due=latest)
         resources = self._resources.by_name
         if request.resource not in resources:
             raise UnknownResource(

@@ -6,8 +6,9 @@ which takes longer and says exactly what is wrong.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -42,24 +43,68 @@ _KEYS_OF_REQUEST, _KEYS_OF_OBSERVATION = len(PredictRequest.__annotations__), le
 _REQUEST = TypeAdapter(PredictRequest)
 
 
+class Draft(NamedTuple):
+    """A request whose numbers are still to be held against the card's bounds; `rows` are speed, steering, sensors."""
+
+    rows: list[list[float]]
+    deterministic: bool = True
+    seed: int | None = None
+    log_prob: bool = False
+    state: FloatArray | None = None
+    due: float | None = None
+
+
 def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Prediction:
     """The request in `body`, held against the card's layout and limits; a `RequestError` names every field at fault.
 
     `codec` reads the state of a recurrent policy's requests.
     """
+    return _finish(draft_prediction(body, card, codec), card)
+
+
+def draft_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Draft:
+    """As `parse_prediction`, but for the bounds."""
     if not body.strip():
         raise EmptyBody("body: expected a JSON object with 'observations', got nothing; POST the request as the body")
     _check_size(body, card)
     request = _read_fast(body, card) or _read_strictly(body)
     observations = request["observations"]
     check_rows(len(observations), card)
-    return Prediction(
-        observations=_to_array(observations, card),
+    return Draft(
+        rows=_rows(observations, card),
         deterministic=request.get("deterministic", True),
         seed=request.get("seed"),
         log_prob=request.get("log_prob", False),
         state=_to_state(request, codec),
     )
+
+
+def finish_all(drafts: Sequence[Draft], card: ModelCard) -> list[Prediction | RequestError]:
+    """Each of `drafts` as a prediction, or what is wrong with its numbers.
+
+    Numbers are nearly always within bounds, so those of all requests are looked at in one go.
+    """
+    try:
+        together = within_bounds(np.array([row for draft in drafts for row in draft.rows], np.float64), card)
+    except RequestError:
+        return [_finish_or_refuse(draft, card) for draft in drafts]
+    ends = itertools.accumulate(len(draft.rows) for draft in drafts)
+    return [
+        Prediction(together[end - len(draft.rows) : end], *draft[1:-1], due=draft.due)
+        for draft, end in zip(drafts, ends, strict=True)
+    ]
+
+
+def _finish_or_refuse(draft: Draft, card: ModelCard) -> Prediction | RequestError:
+    try:
+        return _finish(draft, card)
+    except RequestError as error:
+        return error
+
+
+def _finish(draft: Draft, card: ModelCard) -> Prediction:
+    observations = within_bounds(np.array(draft.rows, np.float64), card)
+    return Prediction(observations, *draft[1:-1], due=draft.due)
 
 
 def max_body_bytes(card: ModelCard) -> int:
@@ -123,21 +168,17 @@ def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray |
     return state
 
 
-def _to_array(observations: Sequence[Observation], card: ModelCard) -> FloatArray:
+def _rows(observations: Sequence[Observation], card: ModelCard) -> list[list[float]]:
     sensors = card.observation.sensors
-    lengths = [(row, len(observation["sensors"])) for row, observation in enumerate(observations)]
-    wrong = [(row, length) for row, length in lengths if length != sensors]
-    if wrong:
-        raise listing(
-            ShapeMismatch,
-            [
-                (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
-                for row, length in wrong[:MAX_DETAILS]
-            ],
-            len(wrong),
-        )
-    exact = np.array([[o["speed"], o["steering"], *o["sensors"]] for o in observations], np.float64)
-    return within_bounds(exact, card)
+    if any(len(observation["sensors"]) != sensors for observation in observations):
+        lengths = [(row, len(observation["sensors"])) for row, observation in enumerate(observations)]
+        wrong = [(row, length) for row, length in lengths if length != sensors]
+        findings = [
+            (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
+            for row, length in wrong[:MAX_DETAILS]
+        ]
+        raise listing(ShapeMismatch, findings, len(wrong))
+    return [[observation["speed"], observation["steering"], *observation["sensors"]] for observation in observations]
 
 
 def _refusal(error: ValidationError) -> RequestError:
