@@ -13,10 +13,12 @@ import torch
 from ts.context import Context
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
+from ts.protocol import otf_message_handler
 from ts.torch_handler.base_handler import BaseHandler
 
 sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
+from carla_policy import buffered_reading
 from carla_policy.answers import Answer
 from carla_policy.batch import COUNTERS, Batch, Request
 from carla_policy.deadline import Watch
@@ -74,6 +76,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore
+        buffered_reading.install(otf_message_handler)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
