@@ -156,7 +156,8 @@ class Rig:
         found = []
         for process in psutil.process_iter():
             try:
-                mine = process.pid not in spared and any(str(self.root) in part for part in process.cmdline())
+                places = [*process.cmdline(), process.cwd()]
+                mine = process.pid not in spared and any(str(self.root) in place for place in places)
                 if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:

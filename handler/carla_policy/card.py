@@ -16,7 +16,7 @@ from pydantic import AfterValidator, StringConstraints, ValidationError, model_v
 from pydantic_core import ErrorDetails
 
 from carla_policy.digests import sha256
-from carla_policy.errors import ArtifactError
+from carla_policy.errors import MAX_FINDINGS, ArtifactError
 from carla_policy.files import read_file
 from carla_policy.specs import (
     ActionSpec,
@@ -43,9 +43,6 @@ GOLDEN_FILE = "golden.npz"
 OOD_FILE = "ood.npz"
 ARTIFACT_FILES = frozenset({*MODEL_FILES, PREPROCESSOR_FILE, GOLDEN_FILE, OOD_FILE})
 """What an artifact may consist of beside its card."""
-
-MAX_FINDINGS = 20
-"""Faults of a card that one error tells."""
 
 CARD_HASH_KEY = "card_hash"
 DIGESTS_KEY = "artifact_hashes"

@@ -11,6 +11,9 @@ from typing import ClassVar
 
 from typing_extensions import TypedDict
 
+MAX_FINDINGS = 20
+"""Faults of a file that one error tells."""
+
 
 class ErrorDetail(TypedDict):
     """One finding: `loc` is the path of the field (`observations[0].sensors`), `type` a stable name of the problem."""

@@ -24,8 +24,9 @@ from carla_policy_tools import isolated_replay
 from carla_policy_tools.archive import MAX_BYTES, pack
 from carla_policy_tools.artifact import load_training_preprocessor, verify_artifact
 from carla_policy_tools.compilation import NotCompilable, compile_preprocessor
-from carla_policy_tools.keys import PASSPHRASE_VARIABLE, PublicKey, SigningKey
+from carla_policy_tools.keys import PublicKey, SigningKey
 from carla_policy_tools.paths import archive_name, naming
+from carla_policy_tools.processes import PASSPHRASE_VARIABLE
 from carla_policy_tools.signing import add_signature, check_archive, signature_path
 
 REPLAY_TIMEOUT_S = 300

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import sys
 
-import requests
 import typer
 
-from carla_policy.errors import ArtifactError
 from carla_policy_tools import artifact_commands, serving_commands, signing_commands
 from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
-from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.routing import commands as routing_commands
-from carla_policy_tools.routing.haproxy import ProxyError
-from carla_policy_tools.torchserve import ServerError
 
 VERBS = (
     *artifact_commands.VERBS,
@@ -44,14 +39,30 @@ def _root() -> None:
 
 def main() -> None:
     """Run a verb; what is wrong with its input or surroundings is told in one line, without a traceback."""
-    from carla_policy_tools.client import RefusedRequest
-
     try:
         app()
-    except (ArtifactError, ServerError, RegistryError, ProxyError, RefusedRequest, ValueError, OSError) as error:
-        if isinstance(error, requests.ConnectionError):
-            url = error.request.url if error.request else ""
-            error = OSError(f"no server answers at {url}; start one with `carla-policy serve`, or name its --url")
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        err.print(f"error: {text}", markup=False)
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        err.print(f"error: {reason}", markup=False)
         sys.exit(1)
+
+
+def _reason(error: Exception) -> str | None:
+    """What a person needs to know of what went wrong; `None` for a mistake in this program."""
+    import requests
+
+    from carla_policy.errors import ArtifactError
+    from carla_policy_tools.client import RefusedRequest
+    from carla_policy_tools.lifecycle.registry import RegistryError
+    from carla_policy_tools.routing.haproxy import ProxyError
+    from carla_policy_tools.torchserve import ServerError
+
+    if isinstance(error, requests.ConnectionError):
+        url = error.request.url if error.request else ""
+        return f"no server answers at {url}; start one with `carla-policy serve`, or name its --url"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    expected = (ArtifactError, ServerError, RegistryError, ProxyError, RefusedRequest, ValueError, OSError)
+    return str(error) if isinstance(error, expected) else None

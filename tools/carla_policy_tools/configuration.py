@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from carla_policy.card import MAX_FINDINGS
+from carla_policy.errors import MAX_FINDINGS
 from carla_policy.files import read_file
 from carla_policy.strict_yaml import MAX_BYTES as MAX_YAML_BYTES
 from carla_policy.strict_yaml import parse_yaml
@@ -45,6 +45,8 @@ class Profile(BaseModel):
     jvm_heap_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 2048
     """Memory for bodies, in MiB: so much may wait for workers, and as much be arriving. A server has the largest that
     one of the versions asks for with which it starts."""
+    warmup_s: Annotated[float, Field(ge=0.0, le=60.0, strict=False)] = 1.0
+    """So long at most a server is warmed up before it is called ready; it ends sooner where Java's compiler is done."""
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
 

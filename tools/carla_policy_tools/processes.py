@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+PASSPHRASE_VARIABLE = "CARLA_POLICY_KEY_PASSPHRASE"
+WITHHELD = frozenset({"PYTHONPATH", PASSPHRASE_VARIABLE})
+"""What the server and its workers do not get of the environment: a PYTHONPATH would put other modules before those that
+an archive carries, and the passphrase of a signing key is nothing for the code of a policy."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -20,6 +28,20 @@ def _end_with_parent() -> None:
 
 END_WITH_PARENT = _end_with_parent if sys.platform == "linux" else None
 """To be given to `subprocess.Popen` as `preexec_fn`."""
+
+
+def server_environment() -> dict[str, str]:
+    """This process's environment, as far as it is anything for the server and its workers."""
+    return {name: value for name, value in os.environ.items() if name not in WITHHELD}
+
+
+def age_s() -> float:
+    """Seconds since this process was launched, its interpreter's start included; on Linux, elsewhere NaN."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return float("nan")
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 3)
 
 
 @contextmanager

@@ -1,4 +1,9 @@
-"""`carla-policy serve`: what the registry declares, as a ready server; drained and gone when it is told to stop."""
+"""`carla-policy serve`: what the registry declares, as a ready server; drained and gone when it is told to stop.
+
+Everything that takes long goes on side by side: torch is imported for the workers, the Java server starts, and the
+archives are verified; the server learns what to load when all of them are. What needs more modules imports them
+meanwhile, which is why some imports here stand inside functions.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +13,22 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-
 from carla_policy.errors import ArtifactError
-from carla_policy_tools.archive import copy_archive, with_config
 from carla_policy_tools.configuration import Ports, Profile, SizeLimits, properties
-from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
 from carla_policy_tools.lifecycle.intents import any_interrupted
-from carla_policy_tools.lifecycle.probes import Probes
-from carla_policy_tools.lifecycle.reconciling import reconcile
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from carla_policy_tools.lifecycle.settling import settle
-from carla_policy_tools.lifecycle.stopping import drain
 from carla_policy_tools.paths import archive_name, naming
-from carla_policy_tools.processes import STOP_SIGNALS, stop_signals
-from carla_policy_tools.signing import check_archive
-from carla_policy_tools.tokens import Renewal
-from carla_policy_tools.torchserve import ServerError, TorchServe
+from carla_policy_tools.processes import STOP_SIGNALS, age_s, stop_signals
+from carla_policy_tools.torchserve import STOP_TIMEOUT_S, ServerError, TorchServe
+from carla_policy_tools.workers.preloading import ForkServer
 
 WATCH_INTERVAL_S = 0.2
 
@@ -50,6 +47,11 @@ class Request:
     frozen: bool = False
     token_minutes: float | None = None
     """For which TorchServe's keys live, where it is to ask for them."""
+    workers: ForkServer | None = None
+    """Importing already."""
+    java_flags: Sequence[str] | None = None
+    """Instead of those that use the ahead-of-time cache."""
+    stop_timeout_s: float = STOP_TIMEOUT_S
 
 
 class StopRequested(BaseException):
@@ -66,7 +68,7 @@ def serve(
     """Serve until asked to stop; returns when everything that was asked has been answered and the server is gone.
 
     Archives that have changed, or that none of a profile's trusted keys has signed, are refused with `ArtifactError`
-    before anything is started; `ServerError` if the server does not start or ends by itself. Once ready, a version
+    before anything is loaded; `ServerError` if the server does not start or ends by itself. Once ready, a version
     whose worker fails is told to `on_trouble`, and the others are served on. Without a run directory a temporary one
     is used, which stays only if something went wrong.
     """
@@ -92,8 +94,7 @@ def serve(
                     run_dir=directory,
                 )
                 announcement.say(endpoint)
-                with Probes(registry_file, ports.health):
-                    _run(request, declaration, announcement, endpoint, on_ready, on_trouble)
+                _run(request, declaration, announcement, endpoint, on_ready, on_trouble)
     except StopRequested:
         return
 
@@ -108,7 +109,8 @@ def _run(
 ) -> None:
     registry_file, ports = request.registry_file, endpoint.ports
     settings = declaration.settings()
-    digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
+    shutil.rmtree(endpoint.store, ignore_errors=True)
+    endpoint.store.mkdir()
     started = properties(
         versions=settings,
         promoted=declaration.promoted,
@@ -117,23 +119,49 @@ def _run(
         frozen=endpoint.frozen,
         token_minutes=request.token_minutes,
     )
-    heap_mb = max(profile.jvm_heap_mb for profile in settings.values())
-    with (
-        TorchServe(started, ports, endpoint.run_dir, heap_mb=heap_mb, auth=endpoint.auth("management")) as server,
-        _renewal(endpoint, request.token_minutes),
-    ):
+    torchserve = TorchServe(
+        started,
+        ports,
+        endpoint.run_dir,
+        heap_mb=max(profile.jvm_heap_mb for profile in settings.values()),
+        token_auth=endpoint.token_auth,
+        workers=request.workers,
+        java_flags=request.java_flags,
+        stop_timeout_s=request.stop_timeout_s,
+    )
+    with ExitStack() as outlasting, torchserve as server, _renewal(endpoint, request.token_minutes):
         try:
+            times = {"started": age_s()}
+            from carla_policy_tools.lifecycle.probes import Probes
+            from carla_policy_tools.lifecycle.reconciling import reconcile
+            from carla_policy_tools.lifecycle.stopping import drain
+            from carla_policy_tools.lifecycle.warming import compiler_seconds, warm_up
+
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
             announcement.say(endpoint)
+            outlasting.enter_context(Probes(registry_file, ports.health))
+            digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
+            times["verified"] = age_s()
+            server.configure()
             server.wait_ready(
                 {version: profile.workers for version, profile in settings.items()},
                 max(profile.startup_timeout_s for profile in settings.values()),
             )
+            times["loaded"] = age_s()
+            requests = warm_up(
+                ports.url("inference"),
+                list(settings),
+                max(profile.warmup_s for profile in settings.values()),
+                lambda: compiler_seconds(server.pid or 0),
+                endpoint.authorization(),
+            )
+            times["warm"] = age_s()
             with registry_file.locked() as registry:
                 changed = recorded(registry, declaration, digests, git_shas, registry_file.store)
                 if changed != registry:
                     registry_file.write(changed)
-            endpoint = endpoint.model_copy(update={"state": "ready"})
+            update = {"state": "ready", "startup_s": times, "warmup_requests": requests}
+            endpoint = endpoint.model_copy(update=update)
             announcement.say(endpoint)
             if registry.sequence != declaration.sequence:
                 reconcile(registry_file)  # somebody rolled back, or retired a version, while it started
@@ -152,6 +180,8 @@ def _run(
 def _renewal(endpoint: Endpoint, minutes: float | None) -> AbstractContextManager[object]:
     if minutes is None:
         return nullcontext()
+    from carla_policy_tools.tokens import Renewal
+
     return Renewal(endpoint.ports.url("management"), endpoint.key_file, minutes)
 
 
@@ -162,6 +192,8 @@ def _watch(
     on_trouble: Callable[[str], None],
 ) -> None:
     """Until the server ends or is told to: say what fails, and take back what killed commands left half done."""
+    import requests
+
     with endpoint.management() as management:
         while True:
             server.check()
@@ -180,8 +212,10 @@ def _take_copies(
 
     A copy then gets its profile's time-outs and limits, see `Profile.model_config_yaml`.
     """
-    shutil.rmtree(copies, ignore_errors=True)
-    copies.mkdir()
+    from carla_policy_tools.archive import copy_archive, with_config
+    from carla_policy_tools.keys import load_public_keys
+    from carla_policy_tools.signing import check_archive
+
     digests, git_shas = {}, {}
     for version, profile in settings.items():
         archive = store / archive_name(version)
@@ -249,4 +283,6 @@ def describe(declaration: Declaration, endpoint: Endpoint) -> dict[str, object]:
         "run_dir": str(endpoint.run_dir),
         "frozen": endpoint.frozen,
         "key_file": str(endpoint.key_file) if endpoint.token_auth else None,
+        "startup_s": endpoint.startup_s,
+        "warmup_requests": endpoint.warmup_requests,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -18,6 +18,9 @@ from carla_policy_tools.paths import MODEL_STORE, archive_name
 if TYPE_CHECKING:
     from carla_policy_tools.lifecycle.registry import RegistryFile
     from carla_policy_tools.tokens import Tokens
+    from carla_policy_tools.workers.preloading import ForkServer
+
+DEFAULT_TOKEN_MINUTES = 60.0
 
 
 def serve(
@@ -64,25 +67,50 @@ def serve(
 
     Example: `carla-policy serve --port 9080`
     """
+    from carla_policy_tools.workers.preloading import ForkServer
+
+    if token_minutes is not None and not token_auth:
+        raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
+    with ForkServer() as workers:  # first of all, since nothing takes longer
+        _serve(
+            workers,
+            as_json,
+            store,
+            registry,
+            port,
+            management_port,
+            metrics_port,
+            health_port,
+            versions=versions or (),
+            promote=promote,
+            profile=profile,
+            run_dir=run_dir,
+            frozen=frozen,
+            token_minutes=(token_minutes or DEFAULT_TOKEN_MINUTES) if token_auth else None,
+        )
+    if not as_json:
+        err.print("stopped")
+
+
+def _serve(
+    workers: ForkServer,
+    as_json: bool,
+    store: Path,
+    registry: Path | None,
+    *ports: int | None,
+    **wanted: Any,
+) -> None:
     from carla_policy_tools import serving
-    from carla_policy_tools.client import curl_command, golden_observations, request_body
     from carla_policy_tools.configuration import choose_ports
     from carla_policy_tools.lifecycle.declaring import Declaration
     from carla_policy_tools.lifecycle.endpoint import Endpoint
     from carla_policy_tools.lifecycle.registry import RegistryFile
-    from carla_policy_tools.tokens import DEFAULT_MINUTES
 
-    if token_minutes is not None and not token_auth:
-        raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
     request = serving.Request(
         registry_file=RegistryFile.of(store, registry),
-        ports=lambda: choose_ports(port, management_port, metrics_port, health_port),
-        versions=versions or (),
-        promote=promote,
-        profile=profile,
-        run_dir=run_dir,
-        frozen=frozen,
-        token_minutes=(token_minutes or DEFAULT_MINUTES) if token_auth else None,
+        ports=lambda: choose_ports(ports[0] or 0, *ports[1:]),
+        workers=workers,
+        **wanted,
     )
     status = err.status("starting")
 
@@ -96,6 +124,8 @@ def serve(
         if as_json:
             print_json(serving.describe(declaration, endpoint))
             return
+        from carla_policy_tools.client import curl_command, golden_observations, request_body
+
         promoted = declaration.promoted
         observations, recurrent = golden_observations(endpoint.store / archive_name(promoted))
         out.print(f"ready: {', '.join(declaration.profiles)}; promoted: {promoted}; profile: {endpoint.profile}")
@@ -115,8 +145,6 @@ def serve(
 
     with status:
         serving.serve(request, on_start=on_start, on_ready=on_ready, on_trouble=on_trouble)
-    if not as_json:
-        err.print("stopped")
 
 
 def predict(

@@ -20,8 +20,6 @@ from requests.auth import AuthBase
 
 from carla_policy_tools.urls import local_session
 
-KEY_FILE = "key_file.json"
-DEFAULT_MINUTES = 60.0
 RENEW_AT = 0.75
 """Of their lifetime: what is left is for a server that is busy."""
 _WRITTEN_WITHIN_S = 0.5

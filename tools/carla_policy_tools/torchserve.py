@@ -2,10 +2,15 @@
 
 The JVM is started directly, not through TorchServe's launcher, which exits with 0 even when start-up failed and
 leaves the JVM behind when it is signalled. So the process that is started here is the server.
+
+It reads its configuration from a pipe, and waits for it: so it can be started before the archives that it is to load
+have been verified. Until `configure` it knows of none.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import os
 import signal
 import subprocess
@@ -13,21 +18,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import ts
-from requests.auth import AuthBase
-
+from carla_policy_tools.aot_cache import use_flags
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
-from carla_policy_tools.keys import PASSPHRASE_VARIABLE
-from carla_policy_tools.lifecycle.management import Management
-from carla_policy_tools.lifecycle.registry import RegistryError
-from carla_policy_tools.paths import CONFIG
-from carla_policy_tools.processes import END_WITH_PARENT
-from carla_policy_tools.tokens import KEY_FILE
+from carla_policy_tools.paths import CONFIG, KEY_FILE
+from carla_policy_tools.processes import END_WITH_PARENT, server_environment
 from carla_policy_tools.worker_log import is_death, load_failure
+
+if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.management import Management
+    from carla_policy_tools.workers.preloading import ForkServer
 
 POLL_INTERVAL_S = 0.02
 STOP_TIMEOUT_S = 10.0
@@ -35,9 +39,18 @@ LAST_WORDS_S = 0.5
 LAST_LINES = 15
 MAX_TEMP_PATH = 70
 """Workers listen on a socket below the temporary directory, and a socket's path may have 107 bytes."""
-WITHHELD = frozenset({"PYTHONPATH", PASSPHRASE_VARIABLE})
-"""What the server and its workers do not get of the environment: a PYTHONPATH would put other modules before those that
-an archive carries, and the passphrase of a signing key is nothing for the code of a policy."""
+
+
+def _package() -> Path:
+    """Where TorchServe's Python package is, without importing it."""
+    found = importlib.util.find_spec("ts")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).resolve().parent
+
+
+PACKAGE = _package()
+JAR = PACKAGE / "frontend" / "model-server.jar"
 
 
 class ServerError(RuntimeError):
@@ -45,17 +58,33 @@ class ServerError(RuntimeError):
 
 
 class TorchServe:
-    """Use as a context manager: leaving it stops the server and its workers."""
+    """Use as a context manager: it starts the server, which loads nothing before `configure`, and stops it."""
 
     def __init__(
-        self, settings: Mapping[str, str], ports: Ports, run_dir: Path, *, heap_mb: int, auth: AuthBase | None = None
+        self,
+        settings: Mapping[str, str],
+        ports: Ports,
+        run_dir: Path,
+        *,
+        heap_mb: int,
+        token_auth: bool = False,
+        workers: ForkServer | None = None,
+        java_flags: Sequence[str] | None = None,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
-        """`heap_mb` is a profile's `jvm_heap_mb`; `auth` lets in to the management port of one that asks for keys."""
+        """`heap_mb` is a profile's `jvm_heap_mb`; with `token_auth` the server asks for its keys.
+
+        `workers` is what workers are forks of; without it each is started by itself. `java_flags` stand in place of
+        those that use the ahead-of-time cache.
+        """
         self.ports = ports
-        self._auth = auth
+        self._token_auth = token_auth
         self._heap_mb = heap_mb
         self.run_dir = run_dir
         self._settings = settings
+        self._workers = workers
+        self._java_flags = java_flags
+        self._stop_timeout_s = stop_timeout_s
         self._process: subprocess.Popen[str] | None = None
         self._output: deque[str] = deque(maxlen=200)
         self._load_failures: deque[tuple[str, str]] = deque(maxlen=20)
@@ -87,7 +116,7 @@ class TorchServe:
         return self.run_dir / KEY_FILE
 
     def start(self) -> None:
-        """Start the server process; returns at once."""
+        """Start the server process, which then waits for `configure`; returns at once."""
         temp, logs = self.run_dir / "tmp", self.run_dir / "logs"
         if len(str(temp)) > MAX_TEMP_PATH:
             raise ServerError(f"{self.run_dir}: too long a path for the workers' sockets; choose a shorter --run-dir")
@@ -95,10 +124,11 @@ class TorchServe:
             directory.mkdir(parents=True, exist_ok=True)
         self.drain_file.unlink(missing_ok=True)
         self._key_file.unlink(missing_ok=True)
-        config = self.run_dir / "config.properties"
-        config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
+        self._pipe.unlink(missing_ok=True)
+        os.mkfifo(self._pipe, 0o600)
+        python = self._workers.python(temp) if self._workers else Path(sys.executable)
         environment = {
-            **{name: value for name, value in os.environ.items() if name not in WITHHELD},
+            **server_environment(),
             "TMPDIR": str(temp),
             "TEMP": str(temp),
             "LOG_LOCATION": str(logs),
@@ -110,7 +140,7 @@ class TorchServe:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self._process = subprocess.Popen(
-            _command(config, temp, Path(self._settings["model_store"]), self._heap_mb),
+            self._command(temp, python),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -118,18 +148,67 @@ class TorchServe:
             errors="replace",
             env=environment,
             cwd=self.run_dir,
-            umask=0o077 if self._auth else -1,  # TorchServe restricts the file of its keys only after it has written it
+            umask=0o077
+            if self._token_auth
+            else -1,  # TorchServe restricts the file of its keys only after it has written it
             start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server in order
             preexec_fn=END_WITH_PARENT,
         )
         self._reader = threading.Thread(target=self._read_output, name="torchserve-output", daemon=True)
         self._reader.start()
 
+    def _command(self, temp: Path, python: Path) -> list[str]:
+        java = find_java()
+        return [
+            str(java.executable),
+            *java.flags(self._heap_mb),
+            *(use_flags(java, JAR) if self._java_flags is None else self._java_flags),
+            f"-Dmodel_server_home={PACKAGE.parent}",
+            f"-Djava.io.tmpdir={temp}",
+            f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",
+            "-cp",
+            str(JAR),
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            str(python),
+            "-f",
+            str(self._pipe),
+            "-s",
+            self._settings["model_store"],
+            "-ncs",
+        ]
+
+    @property
+    def _pipe(self) -> Path:
+        return self.run_dir / "config.pipe"
+
+    def configure(self) -> None:
+        """Let the server have its configuration, and with it the versions to load; `ServerError` if it has ended."""
+        text = "".join(f"{key}={value}\n" for key, value in self._settings.items())
+        (self.run_dir / "config.properties").write_text(text)  # for people
+        while True:
+            try:
+                descriptor = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nobody reads yet
+                    raise
+            self.check()
+            time.sleep(POLL_INTERVAL_S)
+        os.set_blocking(descriptor, True)
+        with open(descriptor, "w") as pipe:  # noqa: PTH123
+            pipe.write(text)
+        self._pipe.unlink()
+
     def wait_ready(self, workers: Mapping[str, int], timeout_s: float) -> None:
         """Return when each version has so many workers READY; `ServerError` as soon as that cannot happen any more."""
+        from carla_policy_tools.lifecycle.management import Management
+        from carla_policy_tools.tokens import Tokens
+
         deadline = time.monotonic() + timeout_s
         missing = list(workers)
-        with Management(self.ports.url("management"), auth=self._auth) as management:
+        auth = Tokens(self._key_file, "management") if self._token_auth else None
+        with Management(self.ports.url("management"), auth=auth) as management:
             while missing:
                 self.check()
                 self._check_start()
@@ -173,7 +252,7 @@ class TorchServe:
             return
         self._process.terminate()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(self._stop_timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -184,6 +263,8 @@ class TorchServe:
         self._key_file.unlink(missing_ok=True)
 
     def _ready_workers(self, management: Management, version: str) -> int:
+        from carla_policy_tools.lifecycle.registry import RegistryError
+
         try:
             served = management.version(version)
         except (OSError, RegistryError, ValueError, LookupError):  # also before its file of keys is there
@@ -193,34 +274,14 @@ class TorchServe:
     def _read_output(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._output.append(line.rstrip("\n"))
-            failure = load_failure(line)
-            if failure:
-                self._load_failures.append(failure)
-            elif is_death(line) or "Error while retrieving snapshot" in line:
-                self._start_failure = line
-
-
-def _command(config: Path, temp: Path, store: Path, heap_mb: int) -> list[str]:
-    java, package = find_java(), Path(ts.__file__).resolve().parent
-    return [
-        str(java.executable),
-        *java.flags(heap_mb),
-        f"-Dmodel_server_home={package.parent}",
-        f"-Djava.io.tmpdir={temp}",
-        f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",
-        "-cp",
-        str(package / "frontend" / "model-server.jar"),
-        "org.pytorch.serve.ModelServer",
-        "--python",
-        sys.executable,
-        "-f",
-        str(config),
-        "-s",
-        str(store),
-        "-ncs",
-    ]
+        with self._process.stdout as output:
+            for line in output:
+                self._output.append(line.rstrip("\n"))
+                failure = load_failure(line)
+                if failure:
+                    self._load_failures.append(failure)
+                elif is_death(line) or "Error while retrieving snapshot" in line:
+                    self._start_failure = line
 
 
 def _end_group(leader: int) -> None:

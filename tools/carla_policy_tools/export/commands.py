@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carla_policy.safe_pickle import load_preprocessor_pickle
 from carla_policy_tools.export.command import app, command
 from carla_policy_tools.export.errors import ExportError
 
@@ -44,7 +43,7 @@ def sb3(
     return load_sb3(
         model,
         vecnormalize=vecnormalize,
-        preprocessor=load_preprocessor_pickle(preprocessor) if preprocessor else None,
+        preprocessor=_fitted(preprocessor),
         algorithm=algorithm,
         without_normalization=no_vecnormalize,
     )
@@ -113,7 +112,7 @@ def torch(
     """
     from carla_policy_tools.export.modules import load_module
 
-    transformer = load_preprocessor_pickle(preprocessor) if preprocessor else None
+    transformer = _fitted(preprocessor)
     return load_module(target, weights=weights, arguments=arguments, card=overlay, preprocessor=transformer)
 
 
@@ -128,7 +127,13 @@ def _file(
     """
     from carla_policy_tools.export.modules import load_file
 
-    return load_file(model, card=overlay, preprocessor=load_preprocessor_pickle(preprocessor) if preprocessor else None)
+    return load_file(model, card=overlay, preprocessor=_fitted(preprocessor))
+
+
+def _fitted(path: Path | None) -> Any:
+    from carla_policy.safe_pickle import load_preprocessor_pickle
+
+    return load_preprocessor_pickle(path) if path else None
 
 
 for _name in ("onnx", "torchscript", "pt2"):

@@ -9,8 +9,8 @@ from pathlib import Path
 from carla_policy.errors import ArtifactError
 from carla_policy.version import parse_version, version_key
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
+from carla_policy_tools.lifecycle.newcomers import Newcomer, record
 from carla_policy_tools.lifecycle.records import Registry
-from carla_policy_tools.lifecycle.registering import Newcomer, record
 from carla_policy_tools.paths import archived_versions
 
 DEFAULT_PROFILE = "realtime"

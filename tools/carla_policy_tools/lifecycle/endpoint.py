@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carla_policy.files import read_file
 from carla_policy_tools.configuration import Ports, SizeLimits
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
-from carla_policy_tools.tokens import KEY_FILE, Kind, Tokens
+from carla_policy_tools.paths import KEY_FILE
+
+if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.management import Management
+    from carla_policy_tools.tokens import Kind, Tokens
 
 _GLANCE_S = 1.0
 """So long a server that starts waits for another one to end, and who looks for one that is changing what it says."""
@@ -45,14 +48,28 @@ class Endpoint(BaseModel):
     token_auth: bool = False
     """Whether TorchServe asks for its keys, see `tokens`."""
     run_dir: Path
+    startup_s: dict[str, float] = {}
+    """Seconds from the launch of `serve`: until Java was `started`, all archives `verified`, all workers `loaded`, and
+    the server `warm`."""
+    warmup_requests: int = 0
 
     def management(self) -> Management:
         """Its management port, with the key that this asks for."""
+        from carla_policy_tools.lifecycle.management import Management
+
         return Management(self.ports.url("management"), auth=self.auth("management"))
 
     def auth(self, kind: Kind) -> Tokens | None:
         """What a session needs to be let in where the server asks for keys."""
+        from carla_policy_tools.tokens import Tokens
+
         return Tokens(self.key_file, kind) if self.token_auth else None
+
+    def authorization(self) -> str | None:
+        """The header `Authorization` of a prediction at this moment, where the server asks for keys."""
+        from carla_policy_tools.tokens import read_key
+
+        return f"Bearer {read_key(self.key_file, 'inference')}" if self.token_auth else None
 
     @property
     def key_file(self) -> Path:

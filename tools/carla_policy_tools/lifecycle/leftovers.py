@@ -17,6 +17,8 @@ RUN_DIRECTORY_PREFIX = "carla-policy-run-"
 LOCK_FILE = "serve.lock"
 COPIES = ("tmp", "store")
 _PROGRAMS = ("org.pytorch.serve.ModelServer", "model_service_worker.py")
+_FORKS = "fork_server.py"
+"""Runs, and its forks too, in the run directory, which its command does not name."""
 _END_TIMEOUT_S = 5.0
 
 
@@ -58,9 +60,11 @@ def _processes_of(run_dir: Path) -> list[int]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 command = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+                directory = str((entry / "cwd").readlink())
             except OSError:
                 continue
-            if inside.search(command) and any(program in command for program in _PROGRAMS):
+            started = inside.search(command) and any(program in command for program in _PROGRAMS)
+            if started or (_FORKS in command and inside.search(f"{directory}/")):
                 found.append(int(entry.name))
     return found
 

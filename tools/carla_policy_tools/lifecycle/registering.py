@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import requests
@@ -18,14 +17,15 @@ from carla_policy_tools.build import Verification, verify
 from carla_policy_tools.configuration import Profile, load_profile, profile_source
 from carla_policy_tools.keys import load_public_keys
 from carla_policy_tools.lifecycle.endpoint import Endpoint, check_not_frozen, require_server
-from carla_policy_tools.lifecycle.events import Event
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import POLL_S, Management
+from carla_policy_tools.lifecycle.newcomers import Newcomer, record
 from carla_policy_tools.lifecycle.promoting import check_answers
-from carla_policy_tools.lifecycle.records import Registry, VersionRecord
+from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.lifecycle.replay import replay
 from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.lifecycle.warming import warm_up
 from carla_policy_tools.paths import archive_name, archived_versions, naming
 from carla_policy_tools.urls import prediction_url
 from carla_policy_tools.worker_log import WorkerLog
@@ -75,6 +75,7 @@ def register(
                 counts = _try_out(management, endpoint, version, verification, settings, on_step)
                 on_step("loading")
                 load(management, endpoint, version, settings)
+                warm_up(endpoint.ports.url("inference"), [version], settings.warmup_s, None, endpoint.authorization())
                 check_answers(management, endpoint, version)
                 with registry_file.locked() as registry:
                     newcomer = Newcomer(version, verification.digest, verification.git_sha, name)
@@ -175,36 +176,3 @@ def wait_ready(management: Management, version: str, workers: int, log: WorkerLo
         if time.monotonic() > deadline:
             raise RegistryError(f"{version}: not ready in time; its worker's last words: {log.last_words()}")
         time.sleep(POLL_S)
-
-
-@dataclass(frozen=True)
-class Newcomer:
-    """A version that is to be recorded: digest of its archive, git SHA of its training code, profile."""
-
-    version: str
-    digest: str
-    git_sha: str
-    profile: str
-
-
-def record(
-    registry: Registry, newcomers: Sequence[Newcomer], store: Path, reason: str, promote: str | None = None
-) -> Registry:
-    """`registry` with versions registered, and one of them promoted where that is asked for."""
-    events: list[Event] = []
-    records = {}
-    for offset, newcomer in enumerate(newcomers, start=1):
-        version, digest, profile = newcomer.version, newcomer.digest, newcomer.profile
-        event = registry.event("register", version, offset=offset, reason=reason, digest=digest, profile=profile)
-        events.append(event)
-        records[version] = VersionRecord(
-            digest=digest,
-            git_sha=newcomer.git_sha,
-            built=datetime.fromtimestamp((store / archive_name(version)).stat().st_mtime, UTC),
-            registered=event.at,
-            registered_by=event.by,
-            profile=profile,
-        )
-    if promote:
-        events.append(registry.event("promote", promote, offset=len(events) + 1, reason=reason))
-    return registry.after(*events, records=records)

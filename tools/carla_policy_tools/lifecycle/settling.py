@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from carla_policy_tools.lifecycle.events import Event, Verb
 from carla_policy_tools.lifecycle.intents import Intent, interrupted
-from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
+
+if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.management import Management
 
 
 def settle(registry_file: RegistryFile, management: Management | None) -> Registry:
