@@ -40,7 +40,7 @@ rebuild: setup  ## Delete the archives of the shipped artifacts and the registry
 	rm -rf $(patsubst artifacts/%,model_store/carla_policy-%.mar,$(ARTIFACTS)) model_store/registry.json*
 	$(BIN)/carla-policy build $(ARTIFACTS)
 
-cache: build  ## Record Java's ahead-of-time cache, with which the server starts in half the time
+cache: build  ## Record Java's ahead-of-time cache, half a minute once: a server starts sooner with it
 	-$(BIN)/python -m carla_policy_tools.aot_recording
 
 serve: cache  ## Serve all versions on this machine until Ctrl-C

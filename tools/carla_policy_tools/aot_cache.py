@@ -1,8 +1,9 @@
 """Java's ahead-of-time cache of TorchServe: classes already linked, and which methods are worth compiling.
 
-With it the server starts in half the time and is fast sooner. It belongs to one Java, one jar and one collector, and
-stands in `build/`; `python -m carla_policy_tools.aot_recording` (`make cache`) records it. Java checks it at each
-start and goes on without it if it is damaged or does not fit, so it never keeps a server from starting.
+With it Java itself starts in half the time, and knows from the first request on what is worth compiling. It belongs to
+one Java and one jar, and stands in `build/`; `python -m carla_policy_tools.aot_recording` (`make cache`) records it.
+Java checks it at each start and goes on without it if it is damaged or does not fit, so it never keeps a server from
+starting.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from carla_policy_tools.java import COLLECTOR, Java
+from carla_policy_tools.java import Java
 from carla_policy_tools.paths import PROJECT
 
 DIRECTORY = PROJECT / "build" / "aot"
@@ -23,7 +24,7 @@ def cache_file(java: Java, jar: Path, directory: Path = DIRECTORY) -> Path | Non
     if java.major < MIN_MAJOR:
         return None
     stat = jar.stat()
-    key = (java.release, COLLECTOR, str(jar), stat.st_size, stat.st_mtime_ns)
+    key = (java.release, str(jar), stat.st_size, stat.st_mtime_ns)
     return directory / f"torchserve-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.aot"
 
 

