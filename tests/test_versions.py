@@ -20,6 +20,7 @@ from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
 from carla_policy_tools.build import build
 from carla_policy_tools.keys import load_signing_key, make_key_pair
+from carla_policy_tools.lifecycle.warming import CLIENTS, SHORT_ROUND
 from carla_policy_tools.paths import CONFIG, archive_name
 from carla_policy_tools.signing import sign_archive
 from tests.servers import COMMAND, ServeProcess
@@ -139,6 +140,15 @@ def test_version_goes_all_the_way_and_back(server: ServeProcess, operator: Opera
         ("retire", SECOND),
     ]
     assert operator.do("status")["drift"] == []
+
+
+def test_version_is_asked_a_few_times_before_it_can_be_promoted(server: ServeProcess, operator: Operator) -> None:
+    operator.do("register", SECOND)
+
+    text = requests.get(f"{server.ready['metrics']}/metrics", timeout=30).text
+    lines = [line for line in text.splitlines() if line.startswith("ts_inference_requests_total{")]
+    asked = sum(float(line.split()[-1]) for line in lines if f'"{SECOND}"' in line and '"carla_policy"' in line)
+    assert asked >= SHORT_ROUND * CLIENTS
 
 
 def test_promoted_version_and_the_others_survive_a_restart(operator: Operator) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from carla_policy_tools.lifecycle.warming import CLIENTS, QUIET_ROUNDS, ROUND, compiler_seconds, warm_up
+from carla_policy_tools.lifecycle.warming import CLIENTS, QUIET_ROUNDS, ROUND, SHORT_ROUND, compiler_seconds, warm_up
 from tests.servers import ServeProcess
 
 LONG_S = 600.0
@@ -28,6 +28,7 @@ class Asked(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answering)
         self.paths: list[str] = []
+        self.keys: set[str | None] = set()
         self.status = 200
 
     @property
@@ -41,6 +42,7 @@ class _Answering(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
+        self.server.keys.add(self.headers.get("Authorization"))
         self.send_response(self.server.status)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -74,10 +76,20 @@ def test_it_asks_until_the_compiler_is_quiet(asked: Asked, rounds: int) -> None:
 
 
 def test_it_asks_every_version_equally_often_for_what_counts_as_no_prediction(asked: Asked) -> None:
-    warm_up(asked.base, VERSIONS, LONG_S, None)
+    warm_up(asked.base, VERSIONS, LONG_S, _busy_for(0))
 
     half = QUIET_ROUNDS * ROUND * CLIENTS // 2
     assert Counter(asked.paths) == {f"/predictions/carla_policy/{version}/healthz": half for version in VERSIONS}
+
+
+def test_a_version_that_joins_a_warm_server_is_asked_a_few_times(asked: Asked) -> None:
+    assert warm_up(asked.base, ["v1.0.0"], LONG_S, None) == len(asked.paths) == SHORT_ROUND * CLIENTS
+
+
+def test_a_server_that_asks_for_keys_is_given_one(asked: Asked) -> None:
+    warm_up(asked.base, VERSIONS, LONG_S, None, "Bearer key")
+
+    assert asked.keys == {"Bearer key"}
 
 
 def test_a_compiler_that_never_rests_is_not_waited_for_beyond_the_limit(asked: Asked) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +23,8 @@ CLIENTS = 2
 """So that batches of more than one occur as well."""
 ROUND = 100
 """Requests of each client between two looks at the compiler."""
+SHORT_ROUND = 20
+"""For a version that joins a server which is warm: only its workers are new, and nothing in them is compiled."""
 QUIET_ROUNDS = 2
 QUIET_SHARE = 0.1
 """A compiler that works for less of the time than this has what remains in its queue done soon."""
@@ -39,8 +41,8 @@ def warm_up(
 ) -> int:
     """Ask `versions` in turn until the compiler is quiet, at most for `limit_s` seconds and one round; how many times.
 
-    `compiler_s` gives the seconds that the compiler has worked so far; without it two rounds are enough, for a server
-    that is warm. What does not answer is left alone: whether it is healthy is found out elsewhere.
+    `compiler_s` gives the seconds that the compiler has worked so far; without it one short round is enough, for a
+    server that is warm. What does not answer is left alone: whether it is healthy is found out elsewhere.
     """
     started, requests, quiet = time.monotonic(), 0, 0
     url = urlsplit(base)
@@ -49,12 +51,11 @@ def warm_up(
     with ThreadPoolExecutor(CLIENTS) as pool:
         while quiet < QUIET_ROUNDS and time.monotonic() - started < limit_s:
             before, began = compiler_s() if compiler_s else 0.0, time.monotonic()
-            answered = sum(pool.map(_Client.ask, clients))
+            answered = sum(pool.map(_Client.ask, clients, repeat(ROUND if compiler_s else SHORT_ROUND)))
             requests += answered
-            worked = compiler_s() - before if compiler_s else 0.0
-            quiet = quiet + 1 if worked < QUIET_SHARE * (time.monotonic() - began) else 0
-            if not answered:
+            if not answered or compiler_s is None:
                 break
+            quiet = quiet + 1 if compiler_s() - before < QUIET_SHARE * (time.monotonic() - began) else 0
     for client in clients:
         client.close()
     return requests
@@ -81,14 +82,14 @@ class _Client:
         paths = [f"{urlsplit(prediction_url('', version)).path}/healthz" for version in versions]
         self._requests = cycle([f"GET {path} HTTP/1.1\r\n{head}\r\n".encode() for path in paths])
 
-    def ask(self) -> int:
-        """Send a round of requests; how many were answered with 200. Ends at the first that is not."""
+    def ask(self, requests: int) -> int:
+        """Send so many requests; how many were answered with 200. Ends at the first that is not."""
         answered = 0
         try:
             if self._socket is None:
                 self._socket = socket.create_connection(self._address, _TIMEOUT_S)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for request in islice(self._requests, ROUND):
+            for request in islice(self._requests, requests):
                 self._socket.sendall(request)
                 if not _is_answered(self._socket):
                     self.close()
