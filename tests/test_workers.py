@@ -23,7 +23,8 @@ PATIENCE_S = 120.0
 REPORT = """
 import json, os, sys
 import numpy
-modules = [name for name in ("torch", "carla_policy", "onnxruntime", "sklearn") if name in sys.modules]
+packages = {name.partition(".")[0] for name in sys.modules}
+modules = [name for name in ("torch", "carla_policy", "onnxruntime", "sklearn") if name in packages]
 print(json.dumps({
     "name": __name__, "arguments": sys.argv, "directory": os.getcwd(), "variable": os.environ.get("VARIABLE"),
     "inherited": os.environ.get("ONLY_THE_FORK_SERVER"), "path": sys.path[:3], "modules": modules,
