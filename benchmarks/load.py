@@ -37,7 +37,7 @@ class Sent(NamedTuple):
     version: str
     """The version that answered."""
     right: bool
-    """The action is, bit for bit, the one that this version gives to this observation."""
+    """The action is the one that this version gives to this observation, bit for bit unless a tolerance was given."""
     note: str
     """What the server said, or what went wrong."""
 
@@ -57,10 +57,14 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Questions:
-    """Observations to ask, as request bodies, and the action that each version gives to each of them."""
+    """Observations to ask, as request bodies, and the action that each version gives to each of them.
+
+    Without `expected`, every answer of status 200 is right. An action may differ by `tolerance`.
+    """
 
     bodies: Sequence[str]
-    expected: dict[str, list[Any]]
+    expected: dict[str, list[Any]] | None
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ PACE = Pace()
 class Load:
     """A context manager: requests leave at `pace` from entering until leaving.
 
-    Asks `version`, or the promoted one for `None`. `sent` may be read meanwhile; it is complete after `stop`.
+    Asks `version`, or the promoted one for `None`, or another server's `path`. `sent` may be read meanwhile; it is
+    complete after `stop`.
     """
 
     def __init__(
@@ -91,14 +96,16 @@ class Load:
         *,
         pace: Pace = PACE,
         version: str | None = None,
+        path: str | None = None,
     ) -> None:
-        url = urlsplit(prediction_url(base, version))
+        url = urlsplit(prediction_url(base, version) if path is None else base + path)
         self._plan = {
             "host": url.hostname,
             "port": url.port,
             "path": url.path,
             "bodies": list(questions.bodies),
             "expected": questions.expected,
+            "tolerance": questions.tolerance,
             **asdict(pace),
         }
         self.sent: list[Sent] = []

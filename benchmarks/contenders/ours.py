@@ -1,0 +1,84 @@
+"""Our own server, as its users start it: `carla-policy serve`, with everything that it has switched on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+import psutil
+
+from benchmarks.contenders.base import Contender, family
+from benchmarks.contenders.workload import Workload
+from benchmarks.servers import ServeProcess
+from carla_policy_tools.configuration import load_profile
+from carla_policy_tools.urls import prediction_url
+
+
+class Ours(Contender):
+    """The workload's version, alone or beside others of the same store, in one of the shipped profiles."""
+
+    packages = ("ts",)
+    profile: ClassVar[str]
+
+    def __init__(self, workload: Workload, *, beside: tuple[str, ...] = (), workers: int | None = None) -> None:
+        super().__init__(workload)
+        self._versions = (workload.version, *beside)
+        self._workers = workers
+        self._scratch: tempfile.TemporaryDirectory[str]
+        self._server: ServeProcess
+
+    def __enter__(self) -> Self:
+        self._scratch = tempfile.TemporaryDirectory(prefix="bench-")
+        self._server = ServeProcess(
+            self.workload.store,
+            *self._versions,
+            *("--promote", self.workload.version, "--profile", self._profile_name()),
+            *("--run-dir", str(Path(self._scratch.name, "run"))),
+            registry=Path(self._scratch.name, "registry.json"),
+        )
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__(None, None, None)
+        self._scratch.cleanup()
+
+    def _profile_name(self) -> str:
+        """The profile, or a copy of it with another number of workers."""
+        if self._workers is None:
+            return self.profile
+        path = Path(self._scratch.name, "bench.yaml")
+        settings = load_profile(self.profile).model_dump(exclude_defaults=True) | {"workers": self._workers}
+        path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+        return str(path)
+
+    @property
+    def url(self) -> str:
+        return prediction_url(self._server.base, self.workload.version)
+
+    def processes(self) -> Mapping[str, list[psutil.Process]]:
+        return {"supervisor": [psutil.Process(self._server.process.pid)], **torchserve_roles(self.server_pid)}
+
+    @property
+    def server_pid(self) -> int:
+        return int(self._server.ready["server_pid"])
+
+
+class OursRealtime(Ours):
+    name = "ours-realtime"
+    title = "carla-policy serve, profile realtime (batch 2, delay 0), all checks, metrics and limits on"
+    profile = "realtime"
+
+
+class OursThroughput(Ours):
+    name = "ours-throughput"
+    title = "carla-policy serve, profile throughput (batch 64, delay 1 ms), all checks, metrics and limits on"
+    profile = "throughput"
+
+
+def torchserve_roles(server_pid: int) -> dict[str, list[psutil.Process]]:
+    """TorchServe's Java process, and the Python processes that it started."""
+    server = family(server_pid)
+    return {"frontend": server[:1], "worker": server[1:]}

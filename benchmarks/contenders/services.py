@@ -1,0 +1,54 @@
+"""Contenders that are a Python service of their own, one command each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from benchmarks.contenders.base import LOOPBACK, ServiceProcess, python_module
+
+_SERVICES = "benchmarks.contenders"
+
+
+class FastAPI(ServiceProcess):
+    """FastAPI and pydantic under uvicorn, with its faster event loop and parser and without a log of requests."""
+
+    packages = ("fastapi", "uvicorn", "uvloop", "httptools")
+    workers: ClassVar[int]
+
+    def command(self) -> Sequence[str]:
+        where = ["--host", LOOPBACK, "--port", str(self.port), "--workers", str(self.workers)]
+        quick = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+        return python_module("uvicorn", f"{_SERVICES}.fastapi_service:app", *where, *quick)
+
+
+class FastAPI1(FastAPI):
+    name = "fastapi-1"
+    title = "FastAPI + pydantic + TorchScript + scikit-learn, uvicorn with 1 worker"
+    workers = 1
+
+
+class FastAPI2(FastAPI):
+    name = "fastapi-2"
+    title = "FastAPI + pydantic + TorchScript + scikit-learn, uvicorn with 2 workers"
+    workers = 2
+
+
+class LitServe(ServiceProcess):
+    name = "litserve"
+    title = "LitServe, one worker, no batching"
+    packages = ("litserve",)
+
+    def command(self) -> Sequence[str]:
+        return python_module(f"{_SERVICES}.litserve_service", str(self.port))
+
+
+class HandWritten(ServiceProcess):
+    name = "handwritten"
+    title = "granian (RSGI) + msgspec + frozen TorchScript + numpy scaling in one process, no checks"
+    packages = ("granian", "msgspec")
+
+    def command(self) -> Sequence[str]:
+        where = ["--interface", "rsgi", "--host", LOOPBACK, "--port", str(self.port), "--workers", "1"]
+        quick = ["--no-ws", "--no-access-log", "--log-level", "warning"]
+        return python_module("granian", *where, *quick, f"{_SERVICES}.handwritten_service:app")
