@@ -59,11 +59,11 @@ class Sent(NamedTuple):
 class Questions:
     """Observations to ask, as request bodies, and the action that each version gives to each of them.
 
-    Without `expected`, every answer of status 200 is right. An action may differ by `tolerance`.
+    Where `expected` is empty, every answer of status 200 is right. An action may differ by `tolerance`.
     """
 
     bodies: Sequence[str]
-    expected: dict[str, list[Any]] | None
+    expected: dict[str, list[Any]]
     tolerance: float = 0.0
 
 

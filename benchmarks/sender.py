@@ -132,13 +132,13 @@ class Connection:
 class Sender:
     """Runs a plan: `host`, `port`, `path`, `bodies`, `expected`, `tolerance`, `rate`, `connections`, `timeout_s`.
 
-    `expected` holds the right actions by version; where it is null, every answer of status 200 is right.
+    `expected` holds the right actions by version; where it is empty, every answer of status 200 is right.
     """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.rate: float = plan["rate"]
         self.timeout_s: float = plan["timeout_s"]
-        self.expected: dict[str, list[Any]] | None = plan["expected"]
+        self.expected: dict[str, list[Any]] = plan["expected"]
         self.tolerance: float = plan["tolerance"]
         head = (
             f"POST {plan['path']} HTTP/1.1\r\nHost: {plan['host']}:{plan['port']}\r\n"
@@ -204,7 +204,7 @@ class Sender:
     def judge(self, job: Job | None, answer: Answer) -> tuple[str, bool, str]:
         """The version that answered, whether the action is that version's, and what the server said otherwise."""
         assert job is not None
-        if answer.status == 200 and self.expected is None:
+        if answer.status == 200 and not self.expected:
             return "", True, ""
         try:
             content = json.loads(answer.body)

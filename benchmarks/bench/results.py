@@ -48,8 +48,8 @@ class Slice(_Model):
 
     contender: str
     round: NonNegativeInt
-    load: Literal["wrk", "client", "constant", "share"]
-    """`wrk` and `client` are closed loops; `constant` and `share` are arrivals at a fixed rate."""
+    load: Literal["closed", "client", "constant", "share"]
+    """`closed` (wrk) and `client` (our own) wait for answers; `constant` and `share` are arrivals at a fixed rate."""
     connections: int
     rate: NonNegativeFloat = 0.0
     """Requests due a second; 0 in a closed loop."""
