@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.bench.correctness import WrongAnswer, check_answers
 from benchmarks.bench.results import Participant
-from benchmarks.contenders.base import Contender, StartError
+from benchmarks.contenders.base import Contender, StartError, started
 from benchmarks.contenders.workload import Workload
-from carla_policy_tools.torchserve import ServerError
 
 
 @dataclass
@@ -48,10 +48,10 @@ def arena(
                 found.refuse(kind.name, f"not installed: {', '.join(missing)}")
                 continue
             try:
-                contender = stack.enter_context(kind(workload))
+                contender = stack.enter_context(started(partial(kind, workload)))
                 found.contenders[kind.name] = contender
                 difference = check_answers(contender)
-            except (StartError, ServerError, AssertionError, WrongAnswer, OSError) as error:
+            except (StartError, WrongAnswer, OSError) as error:
                 found.refuse(kind.name, str(error))
             else:
                 update = {"largest_difference": difference if contender.acts else None}

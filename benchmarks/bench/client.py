@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -62,10 +62,7 @@ class Client:
 
     def send(self, request: bytes) -> Answer:
         """Send a request and wait for its answer, over the connection of the last one if the server has kept it."""
-        connection = self._socket or self._connect()
-        started = time.perf_counter()
-        connection.sendall(request)
-        received = connection.recv(CHUNK)
+        connection, started, received = self._begin(request)
         head, found, body = received.partition(HEAD_END)
         while received and not found:
             more = connection.recv(CHUNK)
@@ -82,6 +79,21 @@ class Client:
         if b"connection: close" in fields:
             self.close()
         return Answer(int(head[9:12]), body, seconds)
+
+    def _begin(self, request: bytes) -> tuple[socket.socket, float, bytes]:
+        """Send, and the first bytes of the answer; anew where the server has closed the idle connection."""
+        kept = self._socket
+        if kept is not None:
+            started = time.perf_counter()
+            with suppress(ConnectionError):
+                kept.sendall(request)
+                if received := kept.recv(CHUNK):
+                    return kept, started, received
+            self.close()
+        fresh = self._connect()
+        started = time.perf_counter()
+        fresh.sendall(request)
+        return fresh, started, fresh.recv(CHUNK)
 
     def _connect(self) -> socket.socket:
         self._socket = socket.create_connection(self._address, timeout=TIMEOUT_S)

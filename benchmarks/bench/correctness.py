@@ -11,7 +11,7 @@ from benchmarks.contenders.base import Contender
 from carla_policy.actions import CONTROLS
 
 TOLERANCE = 1e-5
-"""Contenders scale in another order of operations or precision than training did; a wrong policy differs by far more."""
+"""Contenders scale in another order of operations than training did; a wrong policy differs by far more."""
 
 
 class WrongAnswer(RuntimeError):

@@ -33,8 +33,11 @@ def describe_machine() -> Machine:
 
 
 def describe_source() -> Source:
-    return Source(commit=_git("rev-parse", "HEAD") or "unknown", dirty=bool(_git("status", "--porcelain")),
-                  versions={"python": platform.python_version(), "java": _java(), **_installed(DISTRIBUTIONS)})
+    return Source(
+        commit=_git("rev-parse", "HEAD") or "unknown",
+        dirty=bool(_git("status", "--porcelain")),
+        versions={"python": platform.python_version(), "java": _java(), **_installed(DISTRIBUTIONS)},
+    )
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 SECTIONS = ("starts", "rounds", "arrivals", "bulk", "sweeps", "runtimes")
 """In the order in which they run: what needs a machine without other servers comes first."""
 
+ALL_CONTENDERS = 9
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +50,20 @@ class Plan:
             order = list(names)
             chance.shuffle(order)
             yield number, order
+
+    def steps(self) -> int:
+        """About how many steps the progress bar has."""
+        count = len(self.contenders) or ALL_CONTENDERS
+        bulk = len(self.bulk_rows) * self.bulk_rounds * 7
+        parts = {
+            "starts": 4 * self.starts,
+            "rounds": (2 + self.rounds) * count,
+            "arrivals": self.arrival_rounds * count,
+            "bulk": bulk,
+            "sweeps": len(self.sweep_versions) * len(self.sweep_workers),
+            "runtimes": 18,
+        }
+        return 1 + sum(parts[section] for section in self.sections)
 
     def describe(self) -> dict[str, float | int | str | bool]:
         """For the results."""

@@ -146,8 +146,10 @@ class Results(_Model):
         """Slices and starts with an answer that was not right."""
         slices = [part for part in (*self.slices, *(sweep.load for sweep in self.sweeps)) if not part.valid]
         return [
-            *(f"{part.contender}, {part.load}, round {part.round}: {part.failed} of {part.requests + part.failed}"
-              for part in slices),
+            *(
+                f"{part.contender}, {part.load}, round {part.round}: {part.failed} of {part.requests + part.failed}"
+                for part in slices
+            ),
             *(f"{start.contender}, fresh start: {start.failed}" for start in self.starts if start.failed),
         ]
 

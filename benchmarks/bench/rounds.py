@@ -42,28 +42,30 @@ def run_rounds(plan: Plan, arena: Arena, generator: Generator, on_step: Step) ->
     return slices
 
 
-def run_arrivals(
-    plan: Plan, arena: Arena, generator: Generator, closed: Sequence[Slice], on_step: Step
-) -> list[Slice]:
+def run_arrivals(plan: Plan, arena: Arena, generator: Generator, closed: Sequence[Slice], on_step: Step) -> list[Slice]:
     """Open loops: at one rate that all can carry, and at a share of what each can carry by itself.
 
-    Capacities are those of the closed loop with the most connections; where there was none, it is asked for now.
+    Capacities are those of the closed loop with the most connections; where there was none, it is asked for now. Who answers
+    nothing then is left out.
     """
-    capacities = {}
+    capacities: dict[str, float] = {}
     for name, contender in arena.contenders.items():
-        own = [part.per_second for part in closed if part.contender == name and part.connections == max(plan.connections)]
-        if not own:
-            own = [generator.closed(contender, connections=max(plan.connections), seconds=plan.slice_s).per_second]
-        capacities[name] = statistics.median(own)
+        seen = [
+            part.per_second for part in closed if part.contender == name and part.connections == max(plan.connections)
+        ]
+        if not seen:
+            seen = [generator.closed(contender, connections=max(plan.connections), seconds=plan.slice_s).per_second]
+        if statistics.median(seen):
+            capacities[name] = statistics.median(seen)
     if not capacities:
         return []
     common = min(SENDER_LIMIT, plan.arrival_share * min(capacities.values()))
     slices = []
-    for number, order in plan.shuffled(list(arena.contenders), plan.arrival_rounds):
+    for number, order in plan.shuffled(list(capacities), plan.arrival_rounds):
         for name in order:
             on_step(f"arrivals {number + 1} of {plan.arrival_rounds}: {name}")
             own = min(SENDER_LIMIT, plan.arrival_share * capacities[name])
-            for load, rate in (("constant", common), ("share", own)):
-                contender, seconds = arena.contenders[name], plan.arrival_s
-                slices.append(arrivals(contender, load=load, rate=rate, seconds=seconds, number=number))
+            contender, seconds = arena.contenders[name], plan.arrival_s
+            slices.append(arrivals(contender, load="constant", rate=common, seconds=seconds, number=number))
+            slices.append(arrivals(contender, load="share", rate=own, seconds=seconds, number=number))
     return slices

@@ -6,43 +6,63 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.bench.arena import Arena, arena
+from benchmarks.bench.bulk import run_bulk
 from benchmarks.bench.loads import Generator
 from benchmarks.bench.machine import describe_machine, describe_source
 from benchmarks.bench.plan import Plan
-from benchmarks.bench.results import Memory, Results, Slice
+from benchmarks.bench.results import Bulk, FreshStart, Memory, Results, RuntimeSpeed, Slice, Sweep
 from benchmarks.bench.rounds import run_arrivals, run_rounds, warm_up
+from benchmarks.bench.runtimes import run_runtimes
+from benchmarks.bench.starting import run_starts
+from benchmarks.bench.sweeping import run_sweeps
 from benchmarks.bench.usage import memory
 from benchmarks.bench.wrk import find_wrk
+from benchmarks.contenders.base import Contender
 from benchmarks.contenders.catalog import OPTIONAL, chosen
-from benchmarks.contenders.workload import Workload, prepare_workload
+from benchmarks.contenders.workload import Workload, add_copies, prepare_workload
 
 Step = Callable[[str], None]
+SIDE_BY_SIDE = frozenset({"rounds", "arrivals", "bulk"})
+"""Sections that need all contenders at once."""
+
+
+@dataclass
+class _Measured:
+    arena: Arena = field(default_factory=Arena)
+    slices: list[Slice] = field(default_factory=list)
+    memory: dict[str, dict[str, Memory]] = field(default_factory=dict)
+    starts: list[FreshStart] = field(default_factory=list)
+    bulk: list[Bulk] = field(default_factory=list)
+    sweeps: list[Sweep] = field(default_factory=list)
+    runtimes: list[RuntimeSpeed] = field(default_factory=list)
 
 
 def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
-    """Measure `plan` on the version in `artifact`; `ValueError` for what cannot be measured at all."""
+    """Measure `plan` on the version in `artifact`; `ValueError` for what cannot be measured at all.
+
+    Raises `WrongAnswer` where a bulk request is not answered with the policy's actions.
+    """
     started, clock = datetime.now(UTC), time.monotonic()
     kinds = chosen(list(plan.contenders))
-    machine, generator = describe_machine(), Generator(find_wrk())
-    found = Arena()
-    slices: list[Slice] = []
-    memories: dict[str, dict[str, Memory]] = {}
+    machine, source, generator = describe_machine(), describe_source(), Generator(find_wrk())
+    measured = _Measured()
     with tempfile.TemporaryDirectory(prefix="bench-store-") as scratch:
         on_step(f"building {artifact.name}")
         workload = prepare_workload(artifact, Path(scratch))
-        if {"rounds", "arrivals"} & set(plan.sections):
-            with arena(kinds, workload, on_step) as found:
-                warm_up(plan, found, generator, on_step)
-                if "rounds" in plan.sections:
-                    slices += run_rounds(plan, found, generator, on_step)
-                if "arrivals" in plan.sections:
-                    slices += run_arrivals(plan, found, generator, slices, on_step)
-                memories = {name: memory(contender) for name, contender in found.contenders.items()}
-                found.check_again()
+        copies = add_copies(workload, _copies_needed(plan))
+        if "starts" in plan.sections:
+            measured.starts = run_starts(plan, workload, copies[0], [kind.name for kind in kinds], on_step)
+        if SIDE_BY_SIDE & set(plan.sections):
+            _side_by_side(plan, kinds, workload, generator, measured, on_step)
+        if "sweeps" in plan.sections:
+            measured.sweeps = run_sweeps(plan, workload, copies, generator, on_step)
+        if "runtimes" in plan.sections:
+            measured.runtimes = run_runtimes(workload, on_step)
     return Results(
         started=started,
         minutes=(time.monotonic() - clock) / 60,
@@ -50,16 +70,49 @@ def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
         artifact=artifact.name,
         parameters={"generator": generator.name, **plan.describe()},
         machine=machine,
-        source=describe_source(),
-        participants=tuple(found.participants.values()),
+        source=source,
+        participants=tuple(measured.arena.participants.values()),
         absent=_absent(generator),
-        slices=tuple(slices),
-        memory=memories,
+        slices=tuple(measured.slices),
+        memory=measured.memory,
+        starts=tuple(measured.starts),
+        bulk=tuple(measured.bulk),
+        sweeps=tuple(measured.sweeps),
+        runtimes=tuple(measured.runtimes),
     )
 
 
+def _side_by_side(
+    plan: Plan,
+    kinds: list[type[Contender]],
+    workload: Workload,
+    generator: Generator,
+    measured: _Measured,
+    on_step: Step,
+) -> None:
+    with arena(kinds, workload, on_step) as found:
+        measured.arena = found
+        warm_up(plan, found, generator, on_step)
+        if "rounds" in plan.sections:
+            measured.slices += run_rounds(plan, found, generator, on_step)
+        if "arrivals" in plan.sections:
+            measured.slices += run_arrivals(plan, found, generator, measured.slices, on_step)
+        measured.memory = {name: memory(contender) for name, contender in found.contenders.items()}
+        if "bulk" in plan.sections:
+            measured.bulk = run_bulk(plan, found, workload, on_step)
+        found.check_again()
+
+
+def _copies_needed(plan: Plan) -> int:
+    """Versions beside the workload's own."""
+    most = max(plan.sweep_versions) - 1 if "sweeps" in plan.sections else 0
+    return max(most, 1 if "starts" in plan.sections else 0)
+
+
 def _absent(generator: Generator) -> dict[str, str]:
-    absent = {} if generator.wrk else {"wrk": "closed loops were sent by our own slower sender: `make bench` fetches it"}
+    absent = (
+        {} if generator.wrk else {"wrk": "closed loops were sent by our own slower sender: `make bench` fetches it"}
+    )
     for package, title in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             absent[title] = "not installed, not measured"

@@ -54,12 +54,14 @@ def ratio_of_rounds(one: Mapping[int, float], other: Mapping[int, float]) -> Est
 def pooled_ratio(
     one: Mapping[int, Histogram], other: Mapping[int, Histogram], percent: float, *, seed: int = 0
 ) -> Estimate:
-    """The ratio of a percentile of all latencies of `one` and of `other`; a percentile of a round has too few behind it.
+    """The ratio of a percentile of all latencies of `one` to that of `other`; a single round has too few for it.
 
     The interval is a bootstrap of rounds: both are taken from the same resampled rounds.
     """
     numbers = sorted(one.keys() & other.keys())
-    return _bootstrap(numbers, lambda chosen: _percentile(one, chosen, percent) / _percentile(other, chosen, percent), seed)
+    return _bootstrap(
+        numbers, lambda chosen: _percentile(one, chosen, percent) / _percentile(other, chosen, percent), seed
+    )
 
 
 def pooled_percentile(histograms: Mapping[int, Histogram], percent: float, *, seed: int = 0) -> Estimate:
@@ -92,4 +94,4 @@ def _median(ordered: Sequence[float]) -> float:
 
 
 def _coverage(count: int, rank: int) -> float:
-    return 1 - 2 * sum(math.comb(count, below) for below in range(rank)) / 2**count
+    return 1 - 2 * sum(math.comb(count, below) for below in range(rank)) / (1 << count)

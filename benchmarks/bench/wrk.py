@@ -63,7 +63,7 @@ class Run:
 
 
 def find_wrk() -> Program | None:
-    """wrk on the PATH or in `build/wrk`."""
+    """Wrk on the PATH or in `build/wrk`."""
     on_path = shutil.which("wrk")
     return Program(Path(on_path), dict(os.environ)) if on_path else unpacked_program(UNPACKED, "usr/bin/wrk")
 

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -21,12 +22,13 @@ from benchmarks.contenders.workload import Workload
 from carla_policy_tools.processes import END_WITH_PARENT
 
 START_TIMEOUT_S = 120.0
+START_TRIES = 3
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
 LOOPBACK = "127.0.0.1"
 ARTIFACT_VARIABLE = "BENCH_ARTIFACT"
 """Tells a service's process which artifact it serves."""
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 """Every contender computes with one thread; each also calls `torch.set_num_threads(1)`."""
 
 
@@ -70,6 +72,27 @@ class Contender(ABC):
         """Its processes now, by role: `frontend` and `worker` where it has both, else `server`."""
 
 
+@contextmanager
+def started(make: Callable[[], Contender]) -> Iterator[Contender]:
+    """Make and start a contender; once more if it fails, since others may take a free port before it does.
+
+    Raises the `StartError` of the last try.
+    """
+    for left in reversed(range(START_TRIES)):
+        contender = make()
+        try:
+            contender.__enter__()
+        except StartError:
+            if not left:
+                raise
+        else:
+            break
+    try:
+        yield contender
+    finally:
+        contender.__exit__()
+
+
 class ServiceProcess(Contender):
     """A contender that is one command with its children, all of them in the role `server`."""
 
@@ -94,7 +117,7 @@ class ServiceProcess(Contender):
         return f"http://{LOOPBACK}:{self.port}{self.path}"
 
     def __enter__(self) -> Self:
-        self._log = tempfile.NamedTemporaryFile(prefix=f"bench-{self.name}-")  # noqa: SIM115 - closed with the process
+        self._log = tempfile.NamedTemporaryFile(prefix=f"bench-{self.name}-")
         self._process = subprocess.Popen(
             list(self.command()),
             stdin=subprocess.DEVNULL,

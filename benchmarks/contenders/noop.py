@@ -13,13 +13,13 @@ from typing import ClassVar, Self
 
 import psutil
 
-from benchmarks.contenders.base import Contender
+from benchmarks.contenders.base import Contender, StartError
 from benchmarks.contenders.ours import torchserve_roles
 from benchmarks.contenders.packing import pack_handler
 from benchmarks.contenders.workload import Workload
 from carla_policy_tools.configuration import choose_ports, load_profile, properties
 from carla_policy_tools.paths import archive_name
-from carla_policy_tools.torchserve import TorchServe
+from carla_policy_tools.torchserve import ServerError, TorchServe
 from carla_policy_tools.urls import prediction_url
 
 HANDLER = Path(__file__).with_name("noop_handler.py")
@@ -59,9 +59,9 @@ class Noop(Contender):
         try:
             self._server.__enter__()
             self._server.wait_ready({version: profile.workers}, profile.startup_timeout_s)
-        except BaseException:
+        except ServerError as error:
             self.__exit__()
-            raise
+            raise StartError(f"{self.name}: {error}") from None
         return self
 
     def __exit__(self, *_: object) -> None:

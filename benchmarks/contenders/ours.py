@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 import psutil
 
-from benchmarks.contenders.base import Contender, family
+from benchmarks.contenders.base import Contender, StartError, family
 from benchmarks.contenders.workload import Workload
 from benchmarks.servers import ServeProcess
 from carla_policy_tools.configuration import load_profile
@@ -38,7 +38,11 @@ class Ours(Contender):
             *("--run-dir", str(Path(self._scratch.name, "run"))),
             registry=Path(self._scratch.name, "registry.json"),
         )
-        self._server.__enter__()
+        try:
+            self._server.__enter__()
+        except AssertionError as error:
+            self._scratch.cleanup()
+            raise StartError(f"{self.name}: {error}") from None
         return self
 
     def __exit__(self, *_: object) -> None:

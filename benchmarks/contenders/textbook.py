@@ -86,8 +86,8 @@ class Textbook(ServiceProcess):
         directory = self._scratch.name
         java = find_java().executable.parents[1]
         return {
-            **{name: directory for name in ("TMPDIR", "TEMP")},
-            **{name: f"{directory}/logs" for name in ("LOG_LOCATION", "METRICS_LOCATION")},
+            **dict.fromkeys(("TMPDIR", "TEMP"), directory),
+            **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), f"{directory}/logs"),
             "JAVA_HOME": str(java),
             "PATH": f"{Path(sys.executable).parent}:{java / 'bin'}:{os.environ.get('PATH', '')}",
         }

@@ -20,7 +20,7 @@ class TextbookHandler(BaseHandler):  # type: ignore[misc]
         directory = context.system_properties["model_dir"]
         torch.set_num_threads(1)
         self.version = context.manifest["model"]["modelVersion"]
-        self.model = torch.jit.load(os.path.join(directory, "model.pt"))  # noqa: PTH118 - as tutorials write it
+        self.model = torch.jit.load(os.path.join(directory, "model.pt"))  # type: ignore[no-untyped-call] # noqa: PTH118
         self.model.eval()
         with open(os.path.join(directory, "preprocessor.pkl"), "rb") as file:  # noqa: PTH118, PTH123
             self.scaler = pickle.load(file)
@@ -55,7 +55,5 @@ class TextbookHandler(BaseHandler):  # type: ignore[misc]
                 actions.append({"throttle": max(acceleration, 0.0), "brake": max(-acceleration, 0.0), "steer": steer})
             position += count
             elapsed_ms = (time.time() - started) * 1000
-            answers.append(
-                {"actions": actions, "version": self.version, "timingMs": elapsed_ms, "deterministic": True}
-            )
+            answers.append({"actions": actions, "version": self.version, "timingMs": elapsed_ms, "deterministic": True})
         return answers

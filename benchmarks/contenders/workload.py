@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from carla_policy.card import ModelCard
+from carla_policy.card import CARD_FILE, ModelCard
 from carla_policy.golden import FloatArray
-from carla_policy.loading import load_policy
+from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy.service import PolicyService, Request
 from carla_policy_tools.archive import unpack
+from carla_policy_tools.artifact import seal
 from carla_policy_tools.build import build
 from carla_policy_tools.client import request_body
 from carla_policy_tools.paths import archive_name
@@ -73,7 +74,22 @@ def prepare_workload(artifact: Path, store: Path, rows: int = ROWS) -> Workload:
     )
 
 
-def rows_body(observations: FloatArray) -> bytes:
-    """One JSON request for all of `observations`."""
-    content: dict[str, Any] = request_body(observations)
-    return json.dumps(content).encode()
+def add_copies(workload: Workload, count: int) -> tuple[str, ...]:
+    """Build so many copies of the workload's version into its store, under versions of their own; which these are."""
+    major = workload.version.partition(".")[0]
+    versions = tuple(f"{major}.900.{number}" for number in range(count))
+    for version in versions:
+        with tempfile.TemporaryDirectory(prefix="bench-copy-") as scratch:
+            artifact = Path(shutil.copytree(workload.artifact, Path(scratch, version)))
+            card = artifact / CARD_FILE
+            card.write_text(card.read_text().replace(f"\nversion: {workload.version}\n", f"\nversion: {version}\n"))
+            seal(artifact)
+            build(artifact, workload.store)
+    return versions
+
+
+def load_workload(workload: Workload) -> LoadedPolicy:
+    """The packaged policy itself, in this process."""
+    with tempfile.TemporaryDirectory(prefix="bench-unpacked-") as scratch:
+        unpack(workload.store / archive_name(workload.version), Path(scratch))
+        return load_policy(Path(scratch))

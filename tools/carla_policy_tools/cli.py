@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from carla_policy_tools import artifact_commands, serving_commands, signing_commands
+from carla_policy_tools import artifact_commands, benchmark_commands, serving_commands, signing_commands
 from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
@@ -30,6 +30,8 @@ app = typer.Typer(
 app.add_typer(export_app, name="export")
 for verb in VERBS:
     app.command()(verb)
+app.command()(benchmark_commands.bench)
+app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(benchmark_commands.drill)
 
 
 @app.callback()
