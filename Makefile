@@ -13,7 +13,7 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild cache serve proxy test drills check fix lock clean
+.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check fix lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -24,7 +24,7 @@ $(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[onnx,sb3,train,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[onnx,sb3,train,bench,test,check]'
 	touch $@
 
 setup: $(VENV)/serve.stamp  ## Create .venv with what serving needs
@@ -51,7 +51,16 @@ proxy: setup  ## Put HAProxy into build/ if it is not on the PATH, from Debian's
 
 test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
+	-$(BIN)/python -m benchmarks.bench.wrk  # without it one test of the benchmark is skipped
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+$(VENV)/bench.stamp: $(VENV)/serve.stamp requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[onnx,bench]'
+	touch $@
+
+bench: $(VENV)/bench.stamp  ## Measure our server beside others, ten minutes; `make bench BENCH_OPTIONS=--quick`: one
+	-$(BIN)/python -m benchmarks.bench.wrk  # without it our own slower sender takes its place
+	$(BIN)/carla-policy bench $(BENCH_OPTIONS)
 
 drills: setup  ## Run every fault drill, about an hour; `make drills DRILLS="stop cycles"` runs some
 	@failed=; for drill in $(DRILLS); do $(BIN)/python -W ignore -m benchmarks.drills $$drill || failed="$$failed $$drill"; done; \
@@ -70,7 +79,7 @@ lock:  ## Resolve the locked requirements again
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(COMPILE) -o requirements/serve.txt setup.cfg
-	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra test --extra check setup.cfg
+	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra bench --extra test --extra check setup.cfg
 	rm -rf $(LOCK_VENV)
 
 clean:  ## Remove what can be made again

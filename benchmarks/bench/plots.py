@@ -22,12 +22,14 @@ STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "bench", "font.
 def plots(results: Results) -> dict[str, str]:
     """SVG by title; a part that was not measured has no plot."""
     names = [one.name for one in results.participants if one.refused is None]
+    loads = {(part.load, part.connections) for part in results.slices if part.valid and part.contender in names}
     made: dict[str, Callable[[], str]] = {}
-    if any(part.load == "closed" for part in results.slices):
+    if ("closed", 1) in loads:
         made["Latency of a single client"] = lambda: _latencies(results, names)
+    if any(load == "closed" for load, _ in loads):
         made["Requests a second"] = lambda: _throughput(results, names)
         made["Processor time per request"] = lambda: _cpu(results, names)
-    if any(part.load == "constant" for part in results.slices):
+    if any(load == "constant" for load, _ in loads):
         made["Latencies at the same rate of arrivals"] = lambda: _distribution(results, names)
     if results.memory:
         made["Memory"] = lambda: _memory(results)
@@ -86,7 +88,7 @@ def _cpu(results: Results, names: Sequence[str]) -> str:
             for part in results.slices
             if part.valid and part.contender == name and part.load == "closed" and part.connections == most
         ]
-        requests = sum(part.requests for part in parts)
+        requests = sum(part.requests for part in parts) or 1
         roles = sorted({role for part in parts for role in part.cpu_seconds})
         shares[name] = {role: sum(part.cpu_seconds.get(role, 0) for part in parts) * 1e6 / requests for role in roles}
     return _stacked(shares, f"microseconds of processor time per request, {most} connections")

@@ -45,8 +45,8 @@ def run_rounds(plan: Plan, arena: Arena, generator: Generator, on_step: Step) ->
 def run_arrivals(plan: Plan, arena: Arena, generator: Generator, closed: Sequence[Slice], on_step: Step) -> list[Slice]:
     """Open loops: at one rate that all can carry, and at a share of what each can carry by itself.
 
-    Capacities are those of the closed loop with the most connections; where there was none, it is asked for now. Who answers
-    nothing then is left out.
+    Capacities are those of the closed loop with the most connections; where there was none, it is asked for now. Who
+    answers nothing then is left out.
     """
     capacities: dict[str, float] = {}
     for name, contender in arena.contenders.items():

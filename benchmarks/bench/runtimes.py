@@ -35,12 +35,12 @@ class MultilayerPerceptron(torch.nn.Module):
         super().__init__()
         self.hidden = torch.nn.Sequential(*(_layer(part) for _, part in scripted.hidden.named_children()))
         self.mean = _layer(scripted.mean)
-        self.log_std = torch.nn.Parameter(scripted.log_std.detach().clone())
+        self.spread = torch.nn.Parameter(scripted.log_std.detach().clone())  # outputs have the name log_std
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log standard deviation `[rows, dims]`."""
         mean = self.mean(self.hidden(features))
-        return mean, self.log_std.expand_as(mean)
+        return mean, self.spread.expand_as(mean)
 
 
 def run_runtimes(workload: Workload, on_step: Callable[[str], None]) -> list[RuntimeSpeed]:
@@ -51,12 +51,13 @@ def run_runtimes(workload: Workload, on_step: Callable[[str], None]) -> list[Run
     found = []
     with tempfile.TemporaryDirectory(prefix="bench-runtimes-") as scratch:
         for name, path in _written(workload, signature, Path(scratch), features).items():
+            runtime = load_runtime(path, signature, 1)
             for rows in ROWS:
                 on_step(f"{name}, {rows} rows")
                 batch = features[[index % len(features) for index in range(rows)]]
                 for tile in sorted({tile for tile in (*TILES, rows) if tile <= rows}):
-                    seconds = _seconds(load_runtime(path, signature, tile), batch)
-                    found.append(RuntimeSpeed(runtime=name, tile=tile, rows=rows, seconds=seconds))
+                    runtime.tile = tile
+                    found.append(RuntimeSpeed(runtime=name, tile=tile, rows=rows, seconds=_seconds(runtime, batch)))
     return found
 
 
