@@ -72,7 +72,7 @@ def results_of(slices: Sequence[Slice] = (), **changes: Any) -> Results:
         "machine": Machine(cpu="a processor", cores=2, memory_gib=4.0, kernel="6.1", load_before=0.1),
         "source": Source(commit="0123456789abcdef", dirty=False, versions={"python": "3.11.7"}),
         "participants": [Participant(name=name, title=name, largest_difference=1e-7) for name in names],
-        "absent": {"BentoML": "not installed, not measured"},
+        "absent": {"wrk": "not installed"},
         "slices": slices,
     }
     return Results(**{**own, **changes})

@@ -142,7 +142,7 @@ def test_processor_time_and_memory_are_told_by_role(results: Results) -> None:
     roles = {part.contender: set(part.cpu_seconds) for part in results.slices}
     assert roles == {
         "ours-realtime": {"supervisor", "frontend", "worker"},
-        "noop-realtime": {"frontend", "worker"},
+        "noop-realtime": {"supervisor", "frontend", "worker"},
         "fastapi-1": {"server"},
     }
     for own in results.memory.values():

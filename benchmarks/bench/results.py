@@ -133,7 +133,7 @@ class Results(_Model):
     source: Source
     participants: tuple[Participant, ...]
     absent: dict[str, str]
-    """Contenders and tools that are not installed, and what that means."""
+    """Tools that are not installed, and what that means."""
     slices: tuple[Slice, ...] = ()
     memory: dict[str, dict[str, Memory]] = {}
     starts: tuple[FreshStart, ...] = ()

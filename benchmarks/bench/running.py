@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from benchmarks.bench.sweeping import run_sweeps
 from benchmarks.bench.usage import memory
 from benchmarks.bench.wrk import find_wrk
 from benchmarks.contenders.base import Contender
-from benchmarks.contenders.catalog import OPTIONAL, chosen
+from benchmarks.contenders.catalog import chosen
 from benchmarks.contenders.workload import Workload, add_copies, prepare_workload
 
 Step = Callable[[str], None]
@@ -72,7 +71,9 @@ def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
         machine=machine,
         source=source,
         participants=tuple(measured.arena.participants.values()),
-        absent=_absent(generator),
+        absent={}
+        if generator.wrk
+        else {"wrk": "closed loops were sent by our own slower sender; `make bench` fetches it"},
         slices=tuple(measured.slices),
         memory=measured.memory,
         starts=tuple(measured.starts),
@@ -107,13 +108,3 @@ def _copies_needed(plan: Plan) -> int:
     """Versions beside the workload's own."""
     most = max(plan.sweep_versions) - 1 if "sweeps" in plan.sections else 0
     return max(most, 1 if "starts" in plan.sections else 0)
-
-
-def _absent(generator: Generator) -> dict[str, str]:
-    absent = (
-        {} if generator.wrk else {"wrk": "closed loops were sent by our own slower sender: `make bench` fetches it"}
-    )
-    for package, title in OPTIONAL.items():
-        if importlib.util.find_spec(package) is None:
-            absent[title] = "not installed, not measured"
-    return absent

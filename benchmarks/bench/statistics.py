@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.bench.histograms import Histogram
@@ -59,33 +60,47 @@ def pooled_ratio(
     The interval is a bootstrap of rounds: both are taken from the same resampled rounds.
     """
     numbers = sorted(one.keys() & other.keys())
+    first, second = _Pool(one, numbers), _Pool(other, numbers)
     return _bootstrap(
-        numbers, lambda chosen: _percentile(one, chosen, percent) / _percentile(other, chosen, percent), seed
+        len(numbers), lambda rows: first.percentile_ms(rows, percent) / second.percentile_ms(rows, percent), seed
     )
 
 
 def pooled_percentile(histograms: Mapping[int, Histogram], percent: float, *, seed: int = 0) -> Estimate:
     """A percentile in milliseconds of the latencies of all rounds together, with a bootstrap interval of rounds."""
-    return _bootstrap(sorted(histograms), lambda chosen: _percentile(histograms, chosen, percent), seed)
+    pool = _Pool(histograms, sorted(histograms))
+    return _bootstrap(len(histograms), lambda rows: pool.percentile_ms(rows, percent), seed)
 
 
-def _bootstrap(numbers: Sequence[int], statistic: Callable[[Sequence[int]], float], seed: int) -> Estimate:
-    if not numbers:
+class _Pool:
+    """Histograms of several rounds as one table of counts `[rounds, latencies]`, for percentiles of any of them."""
+
+    def __init__(self, histograms: Mapping[int, Histogram], numbers: Sequence[int]) -> None:
+        pairs = [dict(histograms[number].counts) for number in numbers]
+        self._latencies = np.array(sorted({latency for pair in pairs for latency in pair}))
+        self._counts = np.array([[pair.get(latency, 0) for latency in self._latencies.tolist()] for pair in pairs])
+
+    def percentile_ms(self, rows: Sequence[int], percent: float) -> float:
+        """Nearest rank, as `Histogram.percentile_ms`; NaN of no requests."""
+        seen = self._counts[list(rows)].sum(axis=0).cumsum()
+        if not seen.size or not seen[-1]:
+            return math.nan
+        return float(self._latencies[np.searchsorted(seen, math.ceil(percent / 100 * seen[-1]))] / 1e3)
+
+
+def _bootstrap(rounds: int, statistic: Callable[[Sequence[int]], float], seed: int) -> Estimate:
+    if not rounds:
         return median_interval([])
-    chance = random.Random(seed)
-    samples = sorted(statistic(chance.choices(numbers, k=len(numbers))) for _ in range(RESAMPLES))
+    chance, numbers = random.Random(seed), range(rounds)
+    samples = sorted(statistic(chance.choices(numbers, k=rounds)) for _ in range(RESAMPLES))
     tail = (1 - CONFIDENCE) / 2
     return Estimate(
         value=statistic(numbers),
         low=samples[math.floor(tail * RESAMPLES)],
         high=samples[math.ceil((1 - tail) * RESAMPLES) - 1],
         confidence=CONFIDENCE,
-        rounds=len(numbers),
+        rounds=rounds,
     )
-
-
-def _percentile(histograms: Mapping[int, Histogram], chosen: Sequence[int], percent: float) -> float:
-    return Histogram.pooled(histograms[number] for number in chosen).percentile_ms(percent)
 
 
 def _median(ordered: Sequence[float]) -> float:

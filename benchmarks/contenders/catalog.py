@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.contenders.base import Contender
 from benchmarks.contenders.noop import NoopRealtime, NoopThroughput
 from benchmarks.contenders.ours import OursRealtime, OursThroughput
-from benchmarks.contenders.services import FastAPI1, FastAPI2, HandWritten, LitServe
+from benchmarks.contenders.services import BentoML, FastAPI1, FastAPI2, HandWritten, LitServe
 from benchmarks.contenders.textbook import Textbook
 
 CONTENDERS: dict[str, type[Contender]] = {
@@ -19,11 +19,10 @@ CONTENDERS: dict[str, type[Contender]] = {
         FastAPI1,
         Textbook,
         LitServe,
+        BentoML,
         HandWritten,
     )
 }
-OPTIONAL = {"bentoml": "BentoML", "mlserver": "MLServer"}
-"""Frameworks that are measured where there is a contender for them; the report names those that are not."""
 
 
 def chosen(names: list[str]) -> list[type[Contender]]:

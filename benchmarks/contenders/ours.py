@@ -63,11 +63,7 @@ class Ours(Contender):
         return prediction_url(self._server.base, self.workload.version)
 
     def processes(self) -> Mapping[str, list[psutil.Process]]:
-        return {"supervisor": [psutil.Process(self._server.process.pid)], **torchserve_roles(self.server_pid)}
-
-    @property
-    def server_pid(self) -> int:
-        return int(self._server.ready["server_pid"])
+        return torchserve_roles(self._server.process.pid)
 
 
 class OursRealtime(Ours):
@@ -82,7 +78,16 @@ class OursThroughput(Ours):
     profile = "throughput"
 
 
-def torchserve_roles(server_pid: int) -> dict[str, list[psutil.Process]]:
-    """TorchServe's Java process, and the Python processes that it started."""
-    server = family(server_pid)
-    return {"frontend": server[:1], "worker": server[1:]}
+def torchserve_roles(pid: int) -> dict[str, list[psutil.Process]]:
+    """The process that started TorchServe, TorchServe's Java process, and the Python processes of both."""
+    started = family(pid)
+    frontend = [process for process in started if _name(process).startswith("java")]
+    workers = [process for process in started[1:] if process not in frontend]
+    return {"supervisor": started[:1], "frontend": frontend, "worker": workers}
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""

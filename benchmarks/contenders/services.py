@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from benchmarks.contenders.base import LOOPBACK, ServiceProcess, python_module
@@ -41,6 +41,19 @@ class LitServe(ServiceProcess):
 
     def command(self) -> Sequence[str]:
         return python_module(f"{_SERVICES}.litserve_service", str(self.port))
+
+
+class BentoML(ServiceProcess):
+    name = "bentoml"
+    title = "BentoML, one worker, no batching"
+    packages = ("bentoml",)
+
+    def command(self) -> Sequence[str]:
+        where = ["--host", LOOPBACK, "--port", str(self.port)]
+        return python_module("bentoml", "serve", f"{_SERVICES}.bentoml_service:PolicyService", *where)
+
+    def environment(self) -> Mapping[str, str]:
+        return {**super().environment(), "BENTOML_DO_NOT_TRACK": "True"}
 
 
 class HandWritten(ServiceProcess):

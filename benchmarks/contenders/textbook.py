@@ -103,8 +103,7 @@ class Textbook(ServiceProcess):
                 time.sleep(POLL_S)
 
     def processes(self) -> Mapping[str, list[psutil.Process]]:
-        server = psutil.Process(self._process.pid).children()
-        return torchserve_roles(server[0].pid) if server else {}
+        return torchserve_roles(self._process.pid)
 
 
 def _ready(session: requests.Session, url: str) -> bool:
