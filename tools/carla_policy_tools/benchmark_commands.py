@@ -21,6 +21,7 @@ OUTPUT = PROJECT / "runs" / "bench"
 BASELINE = OUTPUT / "baseline.json"
 _NEEDED = ("jinja2", "matplotlib", "psutil")
 DRILL_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""Options and `--help` are the drills' own."""
 
 
 def bench(
@@ -154,3 +155,6 @@ def _print(verdicts: list[Verdict], problems: list[str], output: Path) -> None:
     for problem in problems:
         out.print(f"  FAILED {problem}", markup=False)
     out.print(f"report: {output / 'report.html'}", markup=False)
+
+
+VERBS = (bench, drill)

@@ -22,6 +22,7 @@ VERBS = (
     *serving_commands.VERBS,
     *lifecycle_commands.VERBS,
     *routing_commands.VERBS,
+    *benchmark_commands.VERBS,
 )
 
 app = typer.Typer(
@@ -29,9 +30,10 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 for verb in VERBS:
-    app.command()(verb)
-app.command()(benchmark_commands.bench)
-app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(benchmark_commands.drill)
+    if verb is benchmark_commands.drill:
+        app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(verb)
+    else:
+        app.command()(verb)
 
 
 @app.callback()
