@@ -39,6 +39,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
     def log_message(self, *_):
         pass
 ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
@@ -84,6 +88,7 @@ def results() -> Results:
         connections=(1, 4),
         rounds=2,
         slice_s=0.3,
+        client_s=0.3,
         warm_up_s=0.2,
         starts=1,
         start_s=0.3,

@@ -23,7 +23,9 @@ class Plan:
     connections: Sequence[int] = (1, 16, 64)
     rounds: int = 6
     slice_s: float = 1.0
-    warm_up_s: float = 3.0
+    client_s: float = 1.0
+    """As `slice_s`, for our own single client."""
+    warm_up_s: float = 4.0
     starts: int = 3
     start_s: float = 5.0
     start_requests: int = 2000
@@ -72,6 +74,7 @@ class Plan:
             "connections": " ".join(map(str, self.connections)),
             "rounds": self.rounds,
             "slice_s": self.slice_s,
+            "client_s": self.client_s,
             "warm_up_s": self.warm_up_s,
             "starts": self.starts,
             "start_s": self.start_s,
@@ -96,7 +99,8 @@ def quick_plan(sections: Collection[str] = ("rounds",), contenders: Sequence[str
         contenders=contenders or QUICK_CONTENDERS,
         connections=(1, 64),
         rounds=3,
-        warm_up_s=2.0,
+        client_s=0.3,
+        warm_up_s=1.0,
         starts=1,
         arrival_rounds=1,
         bulk_rounds=2,

@@ -34,7 +34,7 @@ def run_rounds(plan: Plan, arena: Arena, generator: Generator, on_step: Step) ->
         for name in order:
             on_step(f"round {number + 1} of {plan.rounds}: {name}")
             contender = arena.contenders[name]
-            slices.append(one_client(contender, seconds=plan.slice_s, number=number))
+            slices.append(one_client(contender, seconds=plan.client_s, number=number))
             slices += [
                 generator.closed(contender, connections=connections, seconds=plan.slice_s, number=number)
                 for connections in plan.connections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
 import signal
@@ -23,6 +24,7 @@ from carla_policy_tools.processes import END_WITH_PARENT
 
 START_TIMEOUT_S = 120.0
 START_TRIES = 3
+HEALTH_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
 LOOPBACK = "127.0.0.1"
@@ -97,6 +99,8 @@ class ServiceProcess(Contender):
     """A contender that is one command with its children, all of them in the role `server`."""
 
     path: ClassVar[str] = "/predict"
+    health_path: ClassVar[str] = "/healthz"
+    """Answers a GET with status 200 as soon as it can predict."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
@@ -139,13 +143,13 @@ class ServiceProcess(Contender):
         self._log.close()
 
     def wait_ready(self) -> None:
-        """Return when something listens on the port; `StartError` if the process ends or time runs out."""
+        """Return when it says that it is healthy; `StartError` if the process ends or time runs out."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not accepts(self.port):
+        while ask_health(self.port, self.health_path) is None:
             if self._process.poll() is not None:
                 raise StartError(f"{self.name} ended with status {self._process.returncode}: {self.last_words()}")
             if time.monotonic() > deadline:
-                raise StartError(f"{self.name} did not listen within {START_TIMEOUT_S:g} s: {self.last_words()}")
+                raise StartError(f"{self.name} was not ready within {START_TIMEOUT_S:g} s: {self.last_words()}")
             time.sleep(POLL_S)
 
     def last_words(self) -> str:
@@ -176,11 +180,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def accepts(port: int) -> bool:
-    """Something listens on `port` of this machine."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((LOOPBACK, port)) == 0
+def ask_health(port: int, path: str) -> bytes | None:
+    """What a GET of `path` answers, over a connection of its own; `None` unless it is status 200."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return content if response.status == 200 else None
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

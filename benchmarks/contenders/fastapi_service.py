@@ -6,6 +6,7 @@ network per request, and a response that pydantic validates as it does the reque
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -48,9 +49,9 @@ policy = PlainPolicy()
 
 
 @app.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Whether it runs, and which version."""
-    return {"status": "ok", "version": policy.version}
+async def healthz() -> dict[str, str | int]:
+    """Which version runs, in which process."""
+    return {"status": "ok", "version": policy.version, "pid": os.getpid()}
 
 
 @app.post("/predict")

@@ -45,8 +45,11 @@ decoder, encoder = msgspec.json.Decoder(PredictRequest), msgspec.json.Encoder()
 HEADERS = [("content-type", "application/json")]
 
 
-async def app(_: Any, protocol: Any) -> None:
-    """Answer one request, whatever its path."""
+async def app(scope: Any, protocol: Any) -> None:
+    """Answer one request, whatever its path; a GET asks whether it runs."""
+    if scope.method == "GET":
+        protocol.response_empty(200, [])
+        return
     request = decoder.decode(await protocol())
     started = time.perf_counter()
     rows = np.array([[row.speed, row.steering, *row.sensors] for row in request.observations])

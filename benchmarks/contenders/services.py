@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from benchmarks.contenders.base import LOOPBACK, ServiceProcess, python_module
+from benchmarks.contenders.base import LOOPBACK, ServiceProcess, ask_health, python_module
 
 _SERVICES = "benchmarks.contenders"
+ALL_WORKERS_S = 5.0
+"""After that long without an answer of another worker, one is taken to be as good as all."""
 
 
 class FastAPI(ServiceProcess):
@@ -20,6 +23,13 @@ class FastAPI(ServiceProcess):
         where = ["--host", LOOPBACK, "--port", str(self.port), "--workers", str(self.workers)]
         quick = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
         return python_module("uvicorn", f"{_SERVICES}.fastapi_service:app", *where, *quick)
+
+    def wait_ready(self) -> None:
+        """Return when all workers have answered: they share a socket, which accepts before any of them does."""
+        super().wait_ready()
+        deadline, seen = time.monotonic() + ALL_WORKERS_S, set()
+        while len(seen) < self.workers and time.monotonic() < deadline:
+            seen.add(ask_health(self.port, self.health_path))
 
 
 class FastAPI1(FastAPI):
@@ -36,6 +46,7 @@ class FastAPI2(FastAPI):
 
 class LitServe(ServiceProcess):
     name = "litserve"
+    health_path = "/health"
     title = "LitServe, one worker, no batching"
     packages = ("litserve",)
 

@@ -36,6 +36,7 @@ class Textbook(ServiceProcess):
     title = "A TorchServe handler as tutorials write it, TorchServe's default settings and as many workers as cores"
     packages = ("ts",)
     path = f"/predictions/{MODEL_NAME}"
+    health_path = "/ping"
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
