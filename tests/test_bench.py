@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,22 @@ def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch: pytes
     run = invoke("--quick")
     assert isinstance(run.exception, ValueError)
     assert str(run.exception) == "bench needs no_such_package: run `make bench`, or pip install -e '.[bench]'"
+
+
+def test_drills_are_a_verb() -> None:
+    run = CliRunner().invoke(app, ["drill", "--help"])
+    assert run.exit_code == 0
+    for drill in ("cycles", "flips", "soak", "health"):
+        assert drill in run.stdout
+    assert CliRunner().invoke(app, ["drill", "soak", "--requests", "0"]).exit_code == 2
+
+
+def test_other_verbs_do_not_import_what_only_the_benchmark_needs() -> None:
+    code = "import sys, carla_policy_tools.cli; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    imported = {name.partition(".")[0] for name in run.stdout.split()}
+    assert "carla_policy_tools" in imported
+    assert imported & {"benchmarks", "psutil", "matplotlib", "jinja2", "fastapi", "numpy", "torch"} <= {"numpy"}
 
 
 # The plan

@@ -15,6 +15,7 @@ from benchmarks.bench.histograms import Histogram
 from benchmarks.bench.results import Results
 
 COLORS = ("#1b6ca8", "#5aa9e6", "#7f8c8d", "#b2bec3", "#c0392b", "#e58e73", "#8e44ad", "#d4a017", "#27ae60")
+ROLES = ("supervisor", "frontend", "worker", "server")
 WIDTH = 9.0
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False}
 
@@ -89,8 +90,7 @@ def _cpu(results: Results, names: Sequence[str]) -> str:
             if part.valid and part.contender == name and part.load == "closed" and part.connections == most
         ]
         requests = sum(part.requests for part in parts) or 1
-        roles = sorted({role for part in parts for role in part.cpu_seconds})
-        shares[name] = {role: sum(part.cpu_seconds.get(role, 0) for part in parts) * 1e6 / requests for role in roles}
+        shares[name] = {role: sum(part.cpu_seconds.get(role, 0) for part in parts) * 1e6 / requests for role in ROLES}
     return _stacked(shares, f"microseconds of processor time per request, {most} connections")
 
 
@@ -145,12 +145,12 @@ def _runtimes(results: Results) -> str:
 
 def _stacked(shares: dict[str, dict[str, float]], label: str) -> str:
     names = list(shares)
-    roles = list(dict.fromkeys(role for own in shares.values() for role in own))
+    roles = [role for role in ROLES if any(own.get(role) for own in shares.values())]
     with _figure(0.35 * len(names) + 1.2) as (figure, axes):
         left = [0.0] * len(names)
-        for index, role in enumerate(roles):
+        for role in roles:
             widths = [shares[name].get(role, 0.0) for name in names]
-            axes.barh(range(len(names)), widths, 0.7, left=left, color=COLORS[index * 2], label=role)
+            axes.barh(range(len(names)), widths, 0.7, left=left, color=COLORS[ROLES.index(role) * 2], label=role)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.set(xlabel=label)
         _name_rows(axes, names)

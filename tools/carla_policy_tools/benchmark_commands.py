@@ -11,6 +11,7 @@ import typer
 from carla_policy_tools.console import err, out, print_json
 from carla_policy_tools.options import Json
 from carla_policy_tools.paths import ARTIFACTS, PROJECT
+from carla_policy_tools.processes import stop_signals
 
 if TYPE_CHECKING:
     from benchmarks.bench.comparison import Change
@@ -114,11 +115,16 @@ def _measure(quick: bool, sections: list[str], contenders: list[str], artifact: 
         TextColumn("{task.description}"),
     )
     try:
-        with Progress(*columns, console=err, transient=True) as progress:
+        with stop_signals(_interrupt), Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("preparing", total=plan.steps())
             return run(plan, artifact, lambda step: progress.update(task, advance=1, description=step))
     except (StartError, WrongAnswer) as error:
         raise ValueError(str(error)) from None
+
+
+def _interrupt(*_: object) -> None:
+    """Leave all contenders in order, whatever signal it was."""
+    raise KeyboardInterrupt
 
 
 def _problems(results: Results, verdicts: list[Verdict], changes: list[Change], threshold: float) -> list[str]:
