@@ -238,7 +238,16 @@ def test_the_report_needs_nothing_but_itself() -> None:
 def test_the_report_says_what_was_measured_and_how_it_ended() -> None:
     results = everything()
     page = render(results, judge(results, load_objectives()))
-    for text in ("a processor", "0123456789ab", "wrk: not installed", "<h2>Goals</h2>", "<h2>Limits</h2>"):
+    for text in (
+        "a processor",
+        "Requests of many rows",
+        "Fresh starts",
+        "Versions and workers",
+        "0123456789ab",
+        "wrk: not installed",
+        "<h2>Goals</h2>",
+        "<h2>Limits</h2>",
+    ):
         assert text in page
     for participant in results.participants:
         assert participant.name in page

@@ -56,6 +56,7 @@ def render(
         threshold=threshold,
         ratios=list_ratios(results),
         contenders={name: [row[index] for index in shown] for name, row in rows.items()} if shown else {},
+        bulk=_bulk(results),
         columns=[COLUMNS[index] for index in shown],
         plots=plots(results),
         rows=ROWS,
@@ -64,6 +65,19 @@ def render(
         number=number,
         interval=interval,
     )
+
+
+def _bulk(results: Results) -> list[tuple[str, int, Estimate, float | None]]:
+    """Who, how many rows, rows a second, and the largest resident set of a worker meanwhile."""
+    found = []
+    for subject, rows in dict.fromkeys((part.subject, part.rows) for part in results.bulk):
+        speed = estimate(results, f"rows_per_second@bulk-{rows}", subject)
+        peaks = [
+            part.peak_mib for part in results.bulk if (part.subject, part.rows) == (subject, rows) and part.peak_mib
+        ]
+        if speed is not None:
+            found.append((subject, rows, speed, max(peaks, default=None)))
+    return found
 
 
 def list_ratios(results: Results) -> list[Ratio]:

@@ -22,7 +22,8 @@ def main(directory: Path, version: str, profile_name: str) -> None:
     profile, ports = load_profile(profile_name), choose_ports(0, None, None, None)
     settings = properties(versions={version: profile}, promoted=version, ports=ports, store=directory / "store")
     try:
-        with stop_signals(_stop), TorchServe(settings, ports, directory / "run") as server:
+        server = TorchServe(settings, ports, directory / "run", heap_mb=profile.jvm_heap_mb)
+        with stop_signals(_stop), server:
             server.wait_ready({version: profile.workers}, profile.startup_timeout_s)
             ready = directory / READY_FILE
             ready.with_suffix(".new").write_text(ports.url("inference"))

@@ -27,7 +27,8 @@ class FastAPI(ServiceProcess):
     def wait_ready(self) -> None:
         """Return when all workers have answered: they share a socket, which accepts before any of them does."""
         super().wait_ready()
-        deadline, seen = time.monotonic() + ALL_WORKERS_S, set()
+        deadline = time.monotonic() + ALL_WORKERS_S
+        seen: set[bytes | None] = set()
         while len(seen) < self.workers and time.monotonic() < deadline:
             seen.add(ask_health(self.port, self.health_path))
 

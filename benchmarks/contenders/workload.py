@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from carla_policy.batch import Request
 from carla_policy.card import CARD_FILE, ModelCard
 from carla_policy.golden import FloatArray
 from carla_policy.loading import LoadedPolicy, load_policy
-from carla_policy.service import PolicyService, Request
+from carla_policy.service import PolicyService
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.artifact import seal
 from carla_policy_tools.build import build
