@@ -13,6 +13,7 @@ from pathlib import Path
 from carla_policy_tools.configuration import choose_ports, load_profile, properties
 from carla_policy_tools.processes import stop_signals
 from carla_policy_tools.torchserve import ServerError, TorchServe
+from carla_policy_tools.workers.preloading import ForkServer
 
 READY_FILE = "ready"
 
@@ -22,8 +23,10 @@ def main(directory: Path, version: str, profile_name: str) -> None:
     profile, ports = load_profile(profile_name), choose_ports(0, None, None, None)
     settings = properties(versions={version: profile}, promoted=version, ports=ports, store=directory / "store")
     try:
-        server = TorchServe(settings, ports, directory / "run", heap_mb=profile.jvm_heap_mb)
-        with stop_signals(_stop), server:
+        workers = ForkServer()
+        server = TorchServe(settings, ports, directory / "run", heap_mb=profile.jvm_heap_mb, workers=workers)
+        with stop_signals(_stop), workers, server:
+            server.configure()
             server.wait_ready({version: profile.workers}, profile.startup_timeout_s)
             ready = directory / READY_FILE
             ready.with_suffix(".new").write_text(ports.url("inference"))
