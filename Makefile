@@ -49,10 +49,11 @@ serve: cache  ## Serve all versions on this machine until Ctrl-C
 proxy: setup  ## Put HAProxy into build/ if it is not on the PATH, from Debian's packages, without root
 	$(BIN)/python -m carla_policy_tools.routing.haproxy
 
+# Tests mostly wait for servers to start, so three at once suit two cores; `PYTEST_OPTIONS="-n 0"` takes one at a time.
 test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
 	-$(BIN)/python -m benchmarks.bench.wrk  # without it one test of the benchmark is skipped
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_OPTIONS)
 
 $(VENV)/bench.stamp: $(VENV)/serve.stamp requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[onnx,bench]'

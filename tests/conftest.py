@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,6 +100,13 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in ("v1.9.0", "v1.10.0"):
         build(make_artifact(root, version), root / "store")
     return root / "store"
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A directory of a short path, as workers' sockets need, for a server; it is not there yet."""
+    with tempfile.TemporaryDirectory(prefix="run-") as scratch:
+        yield Path(scratch, "run")
 
 
 @pytest.fixture

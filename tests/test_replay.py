@@ -42,17 +42,17 @@ def test_changed_code_of_an_archive_is_refused_before_it_runs(unpacked: Callable
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("file", "old", "new", "message"),
     [
-        ("slice(end - len(prediction.observations), end)", "slice(0, len(prediction.observations))", "is batched with"),
-        ("policy.decide(actions, evaluation)", "policy.decide(-actions, evaluation)", "are not the golden actions"),
-        ("import logging\n", "import logging\n\nimport carla_policy_tools\n", "No module named 'carla_policy_tools'"),
+        ("deciding", "slice(start, end)", "slice(0, end - start)", "is batched with"),
+        ("deciding", "(self._policy.decide(actions,", "(self._policy.decide(-actions,", "are not the golden actions"),
+        ("service", "import logging\n", "import carla_policy_tools\n", "No module named 'carla_policy_tools'"),
     ],
 )
 def test_archive_whose_serving_code_is_at_fault_is_refused(
-    unpacked: Callable[[str], Path], tmp_path: Path, old: str, new: str, message: str
+    unpacked: Callable[[str], Path], tmp_path: Path, file: str, old: str, new: str, message: str
 ) -> None:
-    path = unpacked(VERSION) / "carla_policy" / "service.py"
+    path = unpacked(VERSION) / "carla_policy" / f"{file}.py"
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))

@@ -228,7 +228,7 @@ def test_a_second_proxy_is_refused_and_what_a_killed_one_left_is_removed(
     assert (code, "follows this registry already" in error) == (1, True)
     other = RegistryFile(tmp_path / "registry.json", registry_file.store)
     other.write(registry_file.read())
-    other.server_file.symlink_to(registry_file.server_file)
+    other.server_file.hardlink_to(registry_file.server_file)
     where = ["--store", str(other.store), "--registry", str(other.path)]
     killed = Command("proxy", "--port", "0", *where)
     left = Path(killed.first()["stats_socket"]).parent

@@ -51,8 +51,8 @@ def test_kill_of_the_command_leaves_no_orphans(small_store: Path) -> None:
     assert (len(gone), alive) == (len(processes), [])
 
 
-def test_death_of_the_server_ends_the_command_with_an_error(small_store: Path, tmp_path: Path) -> None:
-    with ServeProcess(small_store, "--run-dir", str(tmp_path / "run")) as server:
+def test_death_of_the_server_ends_the_command_with_an_error(small_store: Path, run_dir: Path) -> None:
+    with ServeProcess(small_store, "--run-dir", str(run_dir)) as server:
         os.kill(server.ready["server_pid"], signal.SIGKILL)
         status, error = server.wait()
     assert status == 1
@@ -103,11 +103,11 @@ def test_changed_byte_of_an_archive_stops_the_start_by_file_name(small_store: Pa
     assert f"error: {archive}: model.pt: Bad CRC-32" in result.stderr
 
 
-def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_store: Path, tmp_path: Path) -> None:
-    with ServeProcess(small_store, "--run-dir", str(tmp_path / "run")) as server:
+def test_version_whose_worker_cannot_start_again_leaves_the_others_served(small_store: Path, run_dir: Path) -> None:
+    with ServeProcess(small_store, "--run-dir", str(run_dir)) as server:
         (card,) = [
             path
-            for path in (tmp_path / "run" / "tmp" / "models").glob("*/model_card.yaml")
+            for path in (run_dir / "tmp" / "models").glob("*/model_card.yaml")
             if load_card(path).version == "v1.9.0"
         ]
         card.write_text("changed")
@@ -172,13 +172,13 @@ def test_port_that_is_taken_is_named(small_store: Path) -> None:
     assert f"error: port {port} on 127.0.0.1 cannot be used" in result.stderr
 
 
-def test_run_directory_of_another_server_is_refused(small_store: Path, tmp_path: Path) -> None:
-    with ServeProcess(small_store, "v1.9.0", "--run-dir", str(tmp_path / "run")) as server:
-        result = run("serve", "--store", str(small_store), "--port", "0", "--run-dir", str(tmp_path / "run"))
+def test_run_directory_of_another_server_is_refused(small_store: Path, run_dir: Path) -> None:
+    with ServeProcess(small_store, "v1.9.0", "--run-dir", str(run_dir)) as server:
+        result = run("serve", "--store", str(small_store), "--port", "0", "--run-dir", str(run_dir))
         assert result.returncode == 1
         assert "another server runs there" in result.stderr
         assert requests.get(f"{server.base}/ping", timeout=10).ok
-    assert (tmp_path / "run" / "logs" / "torchserve.log").exists()
+    assert (run_dir / "logs" / "torchserve.log").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # imported within a test, deep in the stack, it has upset Python 3.11
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import seed as seeded
 from jsonschema import Draft202012Validator
