@@ -93,7 +93,7 @@ def test_a_damaged_cache_is_not_used_and_changes_nothing(recorded: Path, tmp_pat
 
 
 @needs_cache
-def test_a_server_starts_with_a_damaged_cache(recorded: Path, small_store: Path, tmp_path: Path) -> None:
+def test_a_server_starts_with_a_damaged_cache(recorded: Path, small_store: Path, tmp_path: Path, run_dir: Path) -> None:
     path = cache_file(JAVA, JAR, tmp_path)
     assert path is not None
     data = bytearray(cache_file(JAVA, JAR, recorded).read_bytes())  # type: ignore[union-attr]
@@ -101,8 +101,6 @@ def test_a_server_starts_with_a_damaged_cache(recorded: Path, small_store: Path,
     path.write_bytes(data)
     ports, versions = choose_ports(0), {"v1.9.0": load_profile("realtime")}
     settings = properties(versions=versions, promoted="v1.9.0", ports=ports, store=small_store)
-    with TorchServe(
-        settings, ports, tmp_path / "run", heap_mb=256, java_flags=use_flags(JAVA, JAR, tmp_path)
-    ) as server:
+    with TorchServe(settings, ports, run_dir, heap_mb=256, java_flags=use_flags(JAVA, JAR, tmp_path)) as server:
         server.configure()
         server.wait_ready({"v1.9.0": 1}, TIMEOUT_S)

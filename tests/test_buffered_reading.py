@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ts.protocol import otf_message_handler
 
 from carla_policy.buffered_reading import CHUNK, REPLACED, install, make_retrieve
 
@@ -54,11 +53,14 @@ class Fragments:
 
 
 @pytest.fixture
-def protocol() -> Iterator[ModuleType]:
-    """TorchServe's module, as it is again afterwards."""
-    original = getattr(otf_message_handler, REPLACED)
-    yield otf_message_handler
-    setattr(otf_message_handler, REPLACED, original)
+def protocol() -> ModuleType:
+    """TorchServe's module as it comes, whatever a handler in this process has done to the one that is imported."""
+    spec = importlib.util.find_spec("ts.protocol.otf_message_handler")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _read(protocol: ModuleType, connection: Any) -> Any:

@@ -545,19 +545,18 @@ def test_trusted_keys_that_are_no_list_of_paths_are_refused(tmp_path: Path, valu
         load_profile(str(write_profile(tmp_path, value)))
 
 
-def test_serve_refuses_what_no_trusted_key_has_signed_before_anything_starts(
-    small_store: Path, tmp_path: Path, keys: Path, ours: SigningKey
+def test_serve_refuses_what_no_trusted_key_has_signed_before_the_server_knows_of_it(
+    small_store: Path, tmp_path: Path, run_dir: Path, keys: Path, ours: SigningKey
 ) -> None:
     store = Path(shutil.copytree(small_store, tmp_path / "store"))
     sign_archive(store / archive_name(VERSION), ours)
     shutil.copy(keys / "ours.pub", tmp_path)
     profile = write_profile(tmp_path, "[ours.pub]")
-    run_dir, missing = tmp_path / "run", signature_path(store / archive_name(OTHER_VERSION))
+    missing = signature_path(store / archive_name(OTHER_VERSION))
     options = ("--store", store, "--port", 0, "--profile", profile)
-    # A JAVA_HOME that cannot be used is only noticed when the server is to be started.
-    refused = run("serve", *options, "--run-dir", run_dir, status=1, JAVA_HOME=str(tmp_path))
+    refused = run("serve", *options, "--run-dir", run_dir, status=1)
     assert f"error: {missing}: there is no such file, but a signature by {ours.key_id}" in refused
-    assert [path.name for path in run_dir.iterdir()] == ["serve.lock"]
+    assert not list(run_dir.rglob("*.yaml")), "it was unpacked"
     (tmp_path / "ours.pub").unlink()
     refused = run("serve", *options, status=1)
     assert f"error: {tmp_path / 'ours.pub'}: cannot be read: No such file" in refused

@@ -45,6 +45,8 @@ def _root() -> None:
 
     Each drill builds archives of the shipped artifacts and starts its own server on free ports with a store and a
     registry in a temporary directory. It exits with 0 only if it passed.
+
+    Example: `carla-policy drill workers --kills 5`
     """
 
 
