@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from carla_policy_tools.aot_cache import cache_file, record_flags, use_flags
-from carla_policy_tools.configuration import choose_ports, load_profile, properties
+from carla_policy_tools.aot_cache import cache_file, record_flags, seal, use_flags
 from carla_policy_tools.java import Java, find_java
-from carla_policy_tools.torchserve import JAR, TorchServe
+from carla_policy_tools.torchserve import JAR
 
 TIMEOUT_S = 120
 JAVA = find_java()
@@ -33,7 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = cache_file(JAVA, JAR, directory)
     assert path is not None
     _help(record_flags(path), directory)
-    assert path.is_file()
+    seal(path)
     return directory
 
 
@@ -73,11 +72,13 @@ def test_classes_come_from_the_cache(recorded: Path, tmp_path: Path) -> None:
 
 @needs_cache
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "head", "0.1", "0.5", "0.9"])
-def test_a_damaged_cache_is_not_used_and_changes_nothing(recorded: Path, tmp_path: Path, damage: str) -> None:
-    expected = _help([], tmp_path)
+def test_a_damaged_cache_is_not_used(recorded: Path, tmp_path: Path, damage: str) -> None:
+    """Java itself does not always notice: it has crashed on damage near the end."""
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     path = cache_file(JAVA, JAR, tmp_path)
     assert path is not None
-    data = bytearray(cache_file(JAVA, JAR, recorded).read_bytes())  # type: ignore[union-attr]
+    assert use_flags(JAVA, JAR, tmp_path) != []
+    data = bytearray(path.read_bytes())
     if damage == "cut":
         data = data[: len(data) // 2]
     elif damage in ("empty", "text"):
@@ -86,21 +87,12 @@ def test_a_damaged_cache_is_not_used_and_changes_nothing(recorded: Path, tmp_pat
         first = 100 if damage == "head" else int(float(damage) * len(data))
         data[first : first + 4096] = bytes(byte ^ 0xFF for byte in data[first : first + 4096])
     path.write_bytes(data)
-
-    done = _help(use_flags(JAVA, JAR, tmp_path), tmp_path)
-
-    assert (done.returncode, done.stdout) == (expected.returncode, expected.stdout)
+    assert use_flags(JAVA, JAR, tmp_path) == []
 
 
 @needs_cache
-def test_a_server_starts_with_a_damaged_cache(recorded: Path, small_store: Path, tmp_path: Path, run_dir: Path) -> None:
-    path = cache_file(JAVA, JAR, tmp_path)
-    assert path is not None
-    data = bytearray(cache_file(JAVA, JAR, recorded).read_bytes())  # type: ignore[union-attr]
-    data[len(data) // 3 : len(data) // 3 + 8192] = bytes(8192)
-    path.write_bytes(data)
-    ports, versions = choose_ports(0), {"v1.9.0": load_profile("realtime")}
-    settings = properties(versions=versions, promoted="v1.9.0", ports=ports, store=small_store)
-    with TorchServe(settings, ports, run_dir, heap_mb=256, java_flags=use_flags(JAVA, JAR, tmp_path)) as server:
-        server.configure()
-        server.wait_ready({"v1.9.0": 1}, TIMEOUT_S)
+def test_a_cache_without_its_digest_is_not_used(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
+    for digest in tmp_path.glob("*.sha256"):
+        digest.unlink()
+    assert use_flags(JAVA, JAR, tmp_path) == []

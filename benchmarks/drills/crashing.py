@@ -56,8 +56,8 @@ def run(
                     due = start + (number + chance.random() / 2) * interval_s
                     time.sleep(max(0.0, due - time.monotonic()))
                     pid = chance.choice([worker.pid for worker in _served(management).workers])
+                    killed.append(time.monotonic())  # before it, since who waits may be told at once
                     os.kill(pid, signal.SIGKILL)
-                    killed.append(time.monotonic())
                     report.faults += 1
                     report.recovery_s.append(_wait_ready(management, pid) - killed[-1])
             time.sleep(max(0.0, start + kills * interval_s - time.monotonic()))

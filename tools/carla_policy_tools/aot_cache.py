@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from carla_policy.digests import file_digest
 from carla_policy_tools.java import Java
 from carla_policy_tools.paths import PROJECT
 
@@ -29,11 +30,27 @@ def cache_file(java: Java, jar: Path, directory: Path = DIRECTORY) -> Path | Non
 
 
 def use_flags(java: Java, jar: Path, directory: Path = DIRECTORY) -> list[str]:
-    """JVM flags for a start with the cache, if there is one; without the check Java would crash on a damaged file."""
+    """JVM flags for a start with the cache, if there is one and it is as it was recorded."""
     path = cache_file(java, jar, directory)
-    if path is None or not path.is_file():
+    if path is None or not _is_whole(path):
         return []
-    return [f"-XX:AOTCache={path}", "-XX:+VerifySharedSpaces", "-Xlog:aot*=off"]
+    return [f"-XX:AOTCache={path}", "-Xlog:aot*=off"]
+
+
+def seal(path: Path) -> None:
+    """Note the digest of the cache in `path` beside it."""
+    _digest_file(path).write_text(file_digest(path))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return file_digest(path) == _digest_file(path).read_text()
+    except OSError:
+        return False
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def record_flags(path: Path) -> list[str]:

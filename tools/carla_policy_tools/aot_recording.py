@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from carla_policy_tools.aot_cache import DIRECTORY, cache_file, record_flags
+from carla_policy_tools.aot_cache import DIRECTORY, cache_file, record_flags, seal, use_flags
 from carla_policy_tools.client import golden_observations, request_body
 from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.java import find_java
@@ -39,8 +39,9 @@ def record(store: Path = MODEL_STORE, directory: Path = DIRECTORY, requests: int
     `None` for a Java without such caches. Raises what `serving.serve` raises, and `OSError` if there is no cache
     afterwards; `directory` then is as it was.
     """
-    path = cache_file(find_java(), JAR, directory)
-    if path is None or path.is_file():
+    java = find_java()
+    path = cache_file(java, JAR, directory)
+    if path is None or use_flags(java, JAR, directory):
         return path
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".recording-", dir=directory) as scratch, ForkServer() as workers:
@@ -64,9 +65,10 @@ def record(store: Path = MODEL_STORE, directory: Path = DIRECTORY, requests: int
         )
         if not recorded.is_file():
             raise OSError(f"{path}: Java has not written it; serving works without it")
-        for stale in directory.glob("torchserve-*.aot"):
+        for stale in directory.glob("torchserve-*"):
             stale.unlink()
         recorded.replace(path)
+        seal(path)
     return path
 
 
