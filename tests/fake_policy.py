@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from carla_policy.card import ModelCard
+from tests.fake_upstream import QuietServer
 
 MOST_BYTES = 1 << 30
 """Announced by a client who does not mean to send them."""
@@ -65,13 +66,7 @@ class FakePolicy:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Quiet."""
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that is gone is no news."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     def right(self, document: Any, **changes: Any) -> dict[str, Any]:

@@ -15,7 +15,9 @@ OLD = "v0.2.0"
 PREDICTIONS = "/predictions/carla_policy"
 
 
-class _Server(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """Takes many connections at once, and says nothing of those that end early."""
+
     request_queue_size = 128
     daemon_threads = True
 
@@ -74,7 +76,7 @@ class FakeUpstream:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Quiet."""
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property

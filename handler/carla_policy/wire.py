@@ -53,6 +53,10 @@ class Draft(NamedTuple):
     state: FloatArray | None = None
     due: float | None = None
 
+    def finished(self, observations: FloatArray) -> Prediction:
+        """The prediction, with `observations` `[rows, 2 + sensors]` in place of `rows`."""
+        return Prediction(observations, self.deterministic, self.seed, self.log_prob, self.state, due=self.due)
+
 
 def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Prediction:
     """The request in `body`, held against the card's layout and limits; a `RequestError` names every field at fault.
@@ -89,10 +93,7 @@ def finish_all(drafts: Sequence[Draft], card: ModelCard) -> list[Prediction | Re
     except RequestError:
         return [_finish_or_refuse(draft, card) for draft in drafts]
     ends = itertools.accumulate(len(draft.rows) for draft in drafts)
-    return [
-        Prediction(together[end - len(draft.rows) : end], *draft[1:-1], due=draft.due)
-        for draft, end in zip(drafts, ends, strict=True)
-    ]
+    return [draft.finished(together[end - len(draft.rows) : end]) for draft, end in zip(drafts, ends, strict=True)]
 
 
 def _finish_or_refuse(draft: Draft, card: ModelCard) -> Prediction | RequestError:
@@ -103,8 +104,7 @@ def _finish_or_refuse(draft: Draft, card: ModelCard) -> Prediction | RequestErro
 
 
 def _finish(draft: Draft, card: ModelCard) -> Prediction:
-    observations = within_bounds(np.array(draft.rows, np.float64), card)
-    return Prediction(observations, *draft[1:-1], due=draft.due)
+    return draft.finished(within_bounds(np.array(draft.rows, np.float64), card))
 
 
 def max_body_bytes(card: ModelCard) -> int:

@@ -2,8 +2,8 @@
 
 With it Java itself starts in half the time, and knows from the first request on what is worth compiling. It belongs to
 one Java and one jar, and stands in `build/`; `python -m carla_policy_tools.aot_recording` (`make cache`) records it.
-Java checks it at each start and goes on without it if it is damaged or does not fit, so it never keeps a server from
-starting.
+It never keeps a server from starting: its digest stands beside it, and one that has changed is not used, since Java
+crashes on some damage, also with its own check (`VerifySharedSpaces`).
 """
 
 from __future__ import annotations
