@@ -111,20 +111,20 @@ def compare_reading(runs: int) -> None:
 
     from ts.protocol import otf_message_handler as protocol
 
-    from carla_policy.buffered_reading import REPLACED, make_retrieve
+    from carla_policy.worker_protocol import READERS, make_readers
 
     logging.getLogger().setLevel(logging.WARNING)
     os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
-    original = getattr(protocol, REPLACED)
+    originals = [getattr(protocol, name) for name in READERS]
     for requests in REQUESTS:
-        times: dict[str, list[float]] = {"own": [], "buffered": []}
+        times: dict[str, list[float]] = {"TorchServe's": [], "ours": []}
         for _ in range(runs):
-            for name, function in (("own", original), ("buffered", make_retrieve())):
-                setattr(protocol, REPLACED, function)
+            for name, readers in (("TorchServe's", originals), ("ours", make_readers())):
+                vars(protocol).update(zip(READERS, readers, strict=True))
                 times[name].append(read_seconds(protocol, requests))
-        setattr(protocol, REPLACED, original)
-        ratio = statistics.median(times["own"]) / statistics.median(times["buffered"])
-        print(f"reading a batch of {requests:<3} without the buffer: {ratio:.2f} times the processor time")
+        vars(protocol).update(zip(READERS, originals, strict=True))
+        ratio = statistics.median(times["TorchServe's"]) / statistics.median(times["ours"])
+        print(f"reading a batch of {requests:<3} by TorchServe's functions: {ratio:.2f} times the processor time")
 
 
 def compare_starts(runs: int, store: Path, versions: list[str]) -> None:

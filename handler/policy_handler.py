@@ -6,10 +6,12 @@ import logging
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
+from ts import service as worker_service
 from ts.context import Context
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
@@ -18,7 +20,7 @@ from ts.torch_handler.base_handler import BaseHandler
 
 sys.dont_write_bytecode = True  # a worker's directory holds the archive's files, and a byte more is refused
 
-from carla_policy import buffered_reading
+from carla_policy import worker_protocol
 from carla_policy.answers import Answer
 from carla_policy.batch import COUNTERS, Batch, Request
 from carla_policy.deadline import Watch
@@ -34,6 +36,9 @@ DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_
 
 MAX_RESPONSE_VARIABLE = "CARLA_POLICY_MAX_RESPONSE_BYTES"
 """Names the server's largest answer: TorchServe ends a worker that gives a larger one, and does not tell it."""
+
+_INFERENCE = threading.local()
+"""Keeps each thread's inference mode, which ends with the object that stands for it."""
 
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
@@ -56,7 +61,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
-        torch.set_num_threads(1)
+        _prepare_thread()
         torch.set_float32_matmul_precision("highest")
         try:
             loaded = load_policy(Path(context.system_properties["model_dir"]))
@@ -70,18 +75,18 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         self.service = PolicyService(
             loaded,
             _is_draining,
-            watch=Watch(prepare=lambda: torch.set_num_threads(1), on_hang=_end_process),
+            watch=Watch(prepare=_prepare_thread, on_hang=_end_process),
             max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
         )
         self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore
-        buffered_reading.install(otf_message_handler)
+        worker_protocol.install(otf_message_handler, worker_service)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
         """An answer for each row of `data`, in order, each with its own status and headers."""
-        received = [context.get_all_request_header(index) for index in range(len(data))]
+        received = [processor.get_request_properties() for processor in context.request_processor]
         headers = [by_lower_case(own) for own in received]
         if len(data) == 1 and not data[0] and _is_describe(headers[0][0]):
             return [self.describe_handle()]
@@ -92,13 +97,11 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         batch = self.inference(self.preprocess(requests))
         self._count(batch)
         answers = self.postprocess(batch)
-        for index, (answer, (own, _)) in enumerate(zip(answers, headers, strict=True)):
-            context.set_response_status(answer.status, answer.phrase, index)
-            context.set_response_content_type(index, answer.content_type)
-            for name, value in answer.headers.items():
-                context.set_response_header(index, name, value)
-            for name, value in _echoed(own):
-                context.set_response_header(index, name, value)
+        for answer, (own, _), processor in zip(answers, headers, context.request_processor, strict=True):
+            processor.report_status(answer.status, answer.phrase)
+            processor.get_response_headers().update(
+                {"content-type": answer.content_type, **answer.headers, **_echoed(own)}
+            )
         return [answer.body for answer in answers]
 
     def preprocess(self, data: list[Request]) -> Batch:
@@ -125,6 +128,13 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     def describe_handle(self) -> dict[str, Any]:
         """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
         return dict(self.service.metadata())
+
+
+def _prepare_thread() -> None:
+    """This thread computes by itself, and never for a training: torch keeps both for each thread."""
+    torch.set_num_threads(1)
+    _INFERENCE.mode = torch.inference_mode()
+    _INFERENCE.mode.__enter__()
 
 
 def _is_draining() -> bool:
@@ -178,9 +188,9 @@ def _to_request(
     )
 
 
-def _echoed(headers: dict[str, str]) -> list[tuple[str, str]]:
-    return [
-        (response_name, headers[name])
-        for name, response_name in _ECHOED_HEADERS.items()
-        if name in headers and _SAFE_HEADER_VALUE.fullmatch(headers[name])
-    ]
+def _echoed(headers: dict[str, str]) -> dict[str, str]:
+    return {
+        _ECHOED_HEADERS[name]: headers[name]
+        for name in _ECHOED_HEADERS.keys() & headers.keys()
+        if _SAFE_HEADER_VALUE.fullmatch(headers[name])
+    }

@@ -66,7 +66,7 @@ def test_many_tiles_in_one_call_have_the_bits_of_each_by_itself(
     )
     write_network(network, tmp_path / "model.pt", signature)
     runtime = load_torch(tmp_path / "model.pt", signature, tile)
-    assert isinstance(runtime.loop, torch.jit.ScriptModule), "not the fast way"
+    assert isinstance(runtime.loop, torch.ScriptMethod), "not the fast way"
     rows = 12 * tile
     inputs = [np.random.default_rng(n).normal(size=(rows, w)).astype(np.float32) for n, w in enumerate((7, 32))]
     inputs = inputs[: len(signature.inputs)]

@@ -23,7 +23,7 @@ from carla_policy.policy import Policy
 from carla_policy.runtimes.torch import TorchRuntime
 from carla_policy.selftest import replay
 from carla_policy.service import PolicyService
-from carla_policy.wire import draft_prediction
+from carla_policy.wire import Draft, JsonReader
 from carla_policy_tools.client import request_body
 from tests.synthetic import observations
 
@@ -157,12 +157,14 @@ def test_request_that_breaks_the_network_gets_the_fallback_action_alone(syntheti
 def test_fault_of_the_service_itself_is_answered_to_the_request_that_met_it(
     service: PolicyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def parse(body: bytes, *arguments: Any) -> Any:
+    own = JsonReader.draft
+
+    def draft(reader: JsonReader, body: bytes) -> Draft:
         if body == b"fault":
             raise KeyError("speed")
-        return draft_prediction(body, *arguments)
+        return own(reader, body)
 
-    monkeypatch.setattr("carla_policy.service.draft_prediction", parse)
+    monkeypatch.setattr(JsonReader, "draft", draft)
     good = json.dumps(request_body(ROWS[:1])).encode()
     answers = answer_all(service, [good, b"fault", good])
     assert [answer.status for answer in answers] == [200, 500, 200]

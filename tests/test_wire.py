@@ -16,8 +16,9 @@ from carla_policy.errors import RequestError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import media_type
 from carla_policy.messages import PredictRequest
+from carla_policy.prediction import Prediction
 from carla_policy.specs import ObservationSpec, ObservedField
-from carla_policy.wire import max_body_bytes, parse_prediction
+from carla_policy.wire import JsonReader, max_body_bytes
 
 
 @pytest.fixture
@@ -33,16 +34,22 @@ def request(**changes: Any) -> bytes:
     return json.dumps({"observations": [observation()], **changes}).encode()
 
 
+def read(body: bytes, card: ModelCard) -> Prediction:
+    reader = JsonReader(card)
+    (prediction,) = reader.finish([reader.draft(body)])
+    if isinstance(prediction, RequestError):
+        raise prediction
+    return prediction
+
+
 def refusal(body: bytes, card: ModelCard) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        parse_prediction(body, card)
+        read(body, card)
     return caught.value
 
 
 def test_numbers_are_rounded_to_float32_on_arrival(card: ModelCard) -> None:
-    prediction = parse_prediction(
-        request(observations=[observation(speed=0.1, steering=-0.0, sensors=[1e-40] * 5)]), card
-    )
+    prediction = read(request(observations=[observation(speed=0.1, steering=-0.0, sensors=[1e-40] * 5)]), card)
     assert prediction.observations.dtype == np.float32
     assert prediction.observations[0, 0] == np.float32(0.1)
     assert np.signbit(prediction.observations[0, 1])
@@ -50,9 +57,9 @@ def test_numbers_are_rounded_to_float32_on_arrival(card: ModelCard) -> None:
 
 
 def test_options_have_defaults(card: ModelCard) -> None:
-    prediction = parse_prediction(request(), card)
+    prediction = read(request(), card)
     assert (prediction.deterministic, prediction.seed) == (True, None)
-    prediction = parse_prediction(request(deterministic=False, seed=2**64 - 1), card)
+    prediction = read(request(deterministic=False, seed=2**64 - 1), card)
     assert (prediction.deterministic, prediction.seed) == (False, 2**64 - 1)
 
 
@@ -144,12 +151,12 @@ def test_value_below_its_bound_is_refused_and_a_value_on_it_is_not(card: ModelCa
         observation(speed=0, steering=-1, sensors=[-50] * 5),
         observation(speed=60, steering=1, sensors=[50] * 5),
     ]
-    assert len(parse_prediction(request(observations=on_them), card).observations) == 2
+    assert len(read(request(observations=on_them), card).observations) == 2
 
 
 def test_limit_of_the_card_holds(card: ModelCard) -> None:
     small = card.model_copy(update={"inference": card.inference.model_copy(update={"max_observations": 2})})
-    assert len(parse_prediction(request(observations=[observation()] * 2), small).observations) == 2
+    assert len(read(request(observations=[observation()] * 2), small).observations) == 2
     error = refusal(request(observations=[observation()] * 3), small)
     assert error.type == "BATCH_TOO_LARGE"
     assert str(error) == "observations: expected at most 2 observations, got 3; split the request"
@@ -196,7 +203,7 @@ def test_body_that_cannot_be_a_plain_request_is_read_once(
 
     monkeypatch.setattr(wire, "_REQUEST", Strict)
     with suppress(RequestError):
-        parse_prediction(body, card)
+        read(body, card)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +258,7 @@ def test_what_lenient_readers_accept_is_refused(body: bytes, kind: str, message:
 def test_escaped_keys_are_read_to_the_same_bits(card: ModelCard) -> None:
     plain = request(observations=[observation(speed=0.1, sensors=[1e-7, 0.3, 12.123456789, -0.0, 5])])
     escaped = plain.replace(b'"speed"', b'"\\u0073peed"')
-    assert (
-        parse_prediction(plain, card).observations.tobytes() == parse_prediction(escaped, card).observations.tobytes()
-    )
+    assert read(plain, card).observations.tobytes() == read(escaped, card).observations.tobytes()
 
 
 def test_body_larger_than_any_request_is_refused_unread(card: ModelCard) -> None:
@@ -265,7 +270,7 @@ def test_largest_request_generously_written_fits(card: ModelCard) -> None:
     small = card.model_copy(update={"inference": card.inference.model_copy(update={"max_observations": 50})})
     row = observation(speed=1.2345678901234567e-05, sensors=[-1.2345678901234567e-05] * 5)
     body = json.dumps({"observations": [row] * 50, "deterministic": False}, indent=4).encode()
-    assert len(parse_prediction(body, small).observations) == 50
+    assert len(read(body, small).observations) == 50
 
 
 def test_largest_request_of_many_sensors_with_a_line_for_each_fits(card: ModelCard) -> None:
@@ -277,4 +282,4 @@ def test_largest_request_of_many_sensors_with_a_line_for_each_fits(card: ModelCa
         }
     )
     row = observation(sensors=[-1.2345678901234567e-105] * 305)
-    assert len(parse_prediction(json.dumps({"observations": [row] * 50}, indent=2).encode(), wide).observations) == 50
+    assert len(read(json.dumps({"observations": [row] * 50}, indent=2).encode(), wide).observations) == 50

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carla_policy.arrays import every
 from carla_policy.golden import FloatArray
 from carla_policy.specs import ContinuousActionSpec, TableActionSpec
 
@@ -64,17 +66,26 @@ class ContinuousLayout:
                 values = self.low + share * (self.high - self.low)
         bounded: FloatArray = values.clip(self.low, self.high)
         finite = np.isfinite(native)
-        return bounded if finite.all() else np.where(finite, bounded, np.float32(np.nan))
+        return bounded if every(finite) else np.where(finite, bounded, np.float32(np.nan))
 
     def to_controls(self, actions: FloatArray) -> FloatArray:
         """Each dimension over its full scale; acceleration below zero is brake; what is not named is 0."""
-        columns: dict[str, FloatArray] = dict(zip(self.names, (actions / self.full_scale).T, strict=True))
-        if "acceleration" in columns:
-            acceleration = actions[:, self.names.index("acceleration")]
-            columns["throttle"] = np.maximum(columns["acceleration"], np.float32(0.0))
-            columns["brake"] = np.maximum(-acceleration / self.full_brake, np.float32(0.0))
-        absent = np.zeros(len(actions), np.float32)
-        return np.stack([columns.get(name, absent) for name in CONTROLS], axis=1)
+        columns, scales, lowest, absent = self._controls
+        controls: FloatArray = np.maximum(actions.take(columns, axis=1) / scales, lowest)
+        if absent:
+            controls[:, absent] = 0.0
+        return controls
+
+    @cached_property
+    def _controls(self) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32], list[int]]:
+        """Each control's dimension, full scale (negative where it is brake by acceleration) and least; who has none."""
+        dimensions = {name: (column, self.full_scale[column], -np.inf) for column, name in enumerate(self.names)}
+        if "acceleration" in dimensions:
+            column, forward, _ = dimensions["acceleration"]
+            dimensions |= {"throttle": (column, forward, 0.0), "brake": (column, -self.full_brake, 0.0)}
+        columns, scales, lowest = zip(*(dimensions.get(name, (0, 1.0, 0.0)) for name in CONTROLS), strict=True)
+        absent = [index for index, name in enumerate(CONTROLS) if name not in dimensions]
+        return list(columns), np.array(scales, np.float32), np.array(lowest, np.float32), absent
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,11 @@ MAX_ARRAYS = 1_000
 MAX_HEADER_CHARACTERS = 512
 """What numpy writes for plain numbers takes 118; the reader of headers evaluates them as a Python literal."""
 _HEADER_READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+
+
+every = partial(np.logical_and.reduce, axis=None)
+some = partial(np.logical_or.reduce, axis=None)
+"""Whether all, and whether any of an array is true: as numpy's `all` and `any`, without the detour through Python."""
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -37,9 +37,9 @@ class Decider:
 
     def decide_all(self, predictions: Sequence[Prediction], evaluation: Evaluation) -> Sequence[Outcome | RequestError]:
         """For each of `predictions`, whose rows follow one another in `evaluation`."""
-        ends = list(itertools.accumulate(len(prediction.observations) for prediction in predictions))
-        spans = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        if all(prediction.is_plain for prediction in predictions) and self._accepts(evaluation):
+        ends = list(itertools.accumulate([len(prediction.observations) for prediction in predictions]))
+        spans = list(map(slice, [0, *ends], ends))
+        if all([prediction.is_plain for prediction in predictions]) and self._accepts(evaluation):  # noqa: C419
             try:
                 return self._decide_together(predictions, spans, evaluation)
             except Exception:
@@ -71,7 +71,7 @@ class Decider:
     def _accepts(self, evaluation: Evaluation) -> bool:
         """Whether no row is a reason to refuse a request."""
         novel = self._rejects_novel and evaluation.novelty is not None and evaluation.novelty.is_ood.any()
-        return not novel and bool(evaluation.usable.all())
+        return not novel and evaluation.unusable is None
 
     def _decide_together(
         self, predictions: Sequence[Prediction], spans: Sequence[slice], evaluation: Evaluation
@@ -131,8 +131,8 @@ def _shared_out(decision: Decision, spans: Sequence[slice]) -> list[Decision]:
 
 def _refuse_unusable(evaluation: Evaluation) -> None:
     """Observations within the card's bounds that the preprocessor makes infinities of."""
-    if not evaluation.usable.all():
-        rows = np.flatnonzero(~evaluation.usable)
+    if evaluation.unusable is not None and evaluation.unusable.any():
+        rows = np.flatnonzero(evaluation.unusable)
         message = "its features are not finite after preprocessing; the card's bounds are too wide for this value"
         findings = [(f"observations[{row}]", message, "not_finite") for row in rows[:MAX_DETAILS]]
         raise listing(OutOfRange, findings, len(rows))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from carla_policy.actions import ActionLayout
+from carla_policy.arrays import every
 from carla_policy.card import ModelCard
 from carla_policy.golden import FloatArray
 from carla_policy.heads import Head
@@ -18,16 +19,16 @@ from carla_policy.runtimes.tiling import NEXT_STATE, Runtime
 from carla_policy.safety import Intervention, Mask, SafetyEnvelope
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Evaluation:
     """What a policy makes of observations before it chooses an action; the arrays' first axis are the rows.
 
-    `usable` says whose features are finite. `next_state` is there for recurrent policies, `novelty` where the card
-    declares what is out of distribution.
+    `unusable` says whose features are not finite, where any are. `next_state` is there for recurrent policies,
+    `novelty` where the card declares what is out of distribution.
     """
 
     observations: FloatArray
-    usable: Mask
+    unusable: Mask | None
     parameters: Mapping[str, FloatArray]
     next_state: FloatArray | None
     novelty: Novelty | None
@@ -38,7 +39,7 @@ class Evaluation:
     def rows(self, rows: slice | Mask) -> Evaluation:
         return Evaluation(
             self.observations[rows],
-            self.usable[rows],
+            None if self.unusable is None else self.unusable[rows],
             {name: values[rows] for name, values in self.parameters.items()},
             None if self.next_state is None else self.next_state[rows],
             None if self.novelty is None else self.novelty.rows(rows),
@@ -85,17 +86,20 @@ class Policy:
         Features that are not finite yield parameters that are not finite, whatever the network makes of them, and
         a state that is not finite starts the episode anew.
         """
-        usable: Mask = np.asarray(np.isfinite(features).all(axis=1))
+        finite = np.isfinite(features)
+        unusable = None if every(finite) else np.asarray(~finite.all(axis=1))
         before = self.initial_state(len(features)) if state is None else state
         outputs = self.runtime(features) if before is None else self.runtime(features, before)
-        after = outputs.pop(NEXT_STATE, None)
-        if not usable.all():
-            outputs = {name: np.where(usable[:, None], values, np.float32(np.nan)) for name, values in outputs.items()}
+        after = None if before is None else outputs.pop(NEXT_STATE)
+        if unusable is not None:
+            nan = np.float32(np.nan)
+            outputs = {name: np.where(unusable[:, None], nan, values) for name, values in outputs.items()}
         if after is not None:
-            going_on = usable & np.isfinite(after).all(axis=1)
-            after = np.where(going_on[:, None], after, np.float32(0.0))
+            lost = np.asarray(~np.isfinite(after).all(axis=1))
+            anew = lost if unusable is None else lost | unusable
+            after = np.where(anew[:, None], np.float32(0.0), after)
         novelty = self.detector(observations, features) if self.detector else None
-        return Evaluation(observations, usable, outputs, after, novelty)
+        return Evaluation(observations, unusable, outputs, after, novelty)
 
     def select(self, parameters: Mapping[str, FloatArray], *, deterministic: bool, seed: int) -> FloatArray:
         """The policy's actions `[rows, dims]` for the rows of one request, within its bounds as in training."""
@@ -107,9 +111,9 @@ class Policy:
 
     def decide(self, actions: FloatArray, evaluation: Evaluation) -> Decision:
         """What leaves for the vehicle: controls of `actions` `[rows, dims]` inside the safety envelope."""
-        forced: dict[str, Mask] = {}
+        forced: dict[str, Mask] | None = None
         if evaluation.novelty and self.card.ood and self.card.ood.action == "fallback":
-            forced["ood"] = evaluation.novelty.is_ood
+            forced = {"ood": evaluation.novelty.is_ood}
         return Decision(*self.safety.apply(self.layout.to_controls(actions), evaluation.observations, forced))
 
     def fall_back(self, observations: FloatArray, kind: str) -> Decision:

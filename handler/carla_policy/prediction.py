@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from carla_policy.arrays import every
 from carla_policy.card import ModelCard
 from carla_policy.errors import BatchTooLarge, ErrorDetail, OutOfRange, RequestError, ShapeMismatch
 from carla_policy.golden import FloatArray
@@ -51,12 +52,11 @@ def check_rows(rows: int, card: ModelCard) -> None:
 
 def within_bounds(exact: NDArray[Any], card: ModelCard) -> FloatArray:
     """`exact` `[rows, columns]` as float32; `OutOfRange` names what lies beyond the card's bounds or is no number."""
-    with np.errstate(over="ignore"):
-        rounded: FloatArray = exact.astype(np.float32)
-    low, high = card.observation.bounds
-    inside = (rounded >= low) & (rounded <= high)
-    if not inside.all():
+    lowest, highest = card.observation.exact_bounds
+    inside = (exact >= lowest) & (exact <= highest)
+    if not every(inside):
         raise _out_of_range(exact, np.argwhere(~inside), card)
+    rounded: FloatArray = exact.astype(np.float32)
     return rounded
 
 

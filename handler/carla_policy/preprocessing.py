@@ -9,7 +9,8 @@ of magnitude, but a matrix product inside of it then never depends on the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,12 +56,20 @@ class CompiledPreprocessor:
     steps: tuple[Step, ...]
     dtype: np.dtype[Any]
     columns: tuple[int, ...] | None = None
+    is_bounded: bool = False
+    """Whether the features of observations within the card's bounds are known to be finite."""
     form = "compiled"
+
+    @cached_property
+    def _operations(self) -> list[tuple[Callable[..., Any], NDArray[Any]]]:
+        return [(OPERATIONS[step.operation], step.operand) for step in self.steps]
 
     def __call__(self, observations: FloatArray) -> FloatArray:
         values = _selected(observations, self.columns).astype(self.dtype)
-        for step in self.steps:
-            OPERATIONS[step.operation](values, step.operand, out=values)
+        for operation, operand in self._operations:
+            operation(values, operand, values)
+        if self.is_bounded:
+            return values.astype(np.float32, copy=False)
         with np.errstate(over="ignore"):
             return values.astype(np.float32, copy=False)
 
@@ -88,7 +97,11 @@ def load_compiled(path: Path, card: ModelCard) -> CompiledPreprocessor:
         if found := first_not_finite(operand):
             raise ArtifactError(f"{path.name}: {key}: expected finite numbers, but {found}")
         steps.append(Step(operation, operand))
-    return CompiledPreprocessor(tuple(steps), dtype, selection)
+    compiled = CompiledPreprocessor(tuple(steps), dtype, selection)
+    with np.errstate(all="ignore"):
+        # Each step keeps or turns the order of numbers, so what lies between the bounds ends between their features.
+        ends = compiled(np.stack(card.observation.bounds))
+    return replace(compiled, is_bounded=bool(np.isfinite(ends).all()))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carla_policy.actions import CONTROLS
+from carla_policy.arrays import every, some
 from carla_policy.golden import FloatArray
 from carla_policy.specs import SafetySpec, SpeedCap, SteerLimit, SteerRate, ThrottleRate
 
@@ -94,8 +95,8 @@ class SafetyEnvelope:
         `forced` holds rows `[rows]` that get the fallback action for another reason, by the kind to report.
         """
         within = controls.clip(LOWEST, HIGHEST)
-        if not forced and not self._heeds_situation and (within == controls).all():
-            both = self.exclusive_pedals and bool(((within[:, 0] > ZERO) & (within[:, 1] > ZERO)).any())
+        if not forced and not self._heeds_situation and every(within == controls):
+            both = self.exclusive_pedals and some(np.logical_and(within[:, 0], within[:, 1]))  # none is below 0
             if not both:
                 return within, ()  # as nearly always: nothing to change
         usable = np.asarray(np.isfinite(controls).all(axis=1))

@@ -36,7 +36,7 @@ from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource, Resources
 from carla_policy.state import StateCodec
-from carla_policy.wire import Draft, draft_prediction, finish_all
+from carla_policy.wire import Draft, JsonReader
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class PolicyService:
         self._card = card
         self._breaker = CircuitBreaker(card.safety.circuit_breaker)
         self.state_codec = StateCodec(card.card_hash, card.recurrent.state_size) if card.recurrent else None
+        self._reader = JsonReader(card, self.state_codec)
         self._decider = Decider(loaded.policy, self._breaker)
         self._encoder = AnswerEncoder(card, self.state_codec)
         self._resources = Resources(loaded, self._breaker, self._watch)
@@ -84,12 +85,11 @@ class PolicyService:
         started = time.perf_counter()
         step = self._refuse_work if self._is_draining() else self._parse_one
         items = [guarded(step, request, started) for request in requests]
-        drafts = [(index, item) for index, item in enumerate(items) if isinstance(item, Draft)]
+        drafts = [index for index, item in enumerate(items) if isinstance(item, Draft)]
         if drafts:
-            for (index, _), finished in zip(
-                drafts, finish_all([draft for _, draft in drafts], self._card), strict=True
-            ):
-                items[index] = finished
+            finished = self._reader.finish([items[index] for index in drafts])
+            for index, item in zip(drafts, finished, strict=True):
+                items[index] = item
         return Batch(requests, items, started, {"parse": _ms_since(started)})
 
     def infer(self, batch: Batch) -> Batch:
@@ -99,34 +99,22 @@ class PolicyService:
         """
         items = list(batch.items)
         timings = dict(batch.stage_ms)
-        asked: list[tuple[int, Prediction]] = []
+        asked: list[int] = []
         for index, item in enumerate(items):
             if isinstance(item, Prediction):
-                if _is_late(item):
+                if item.due is not None and _is_late(item):
                     items[index] = guarded(self._answer_late, item)
                 elif self._breaker.allows(already_asked=bool(asked)):
-                    asked.append((index, item))
+                    asked.append(index)
                 else:
                     items[index] = guarded(self._answer_while_open, item)
         if asked:
-            try:
-                evaluation = self._evaluate([prediction for _, prediction in asked], timings)
-            except Late:
-                for index, prediction in asked:
-                    items[index] = guarded(self._give_up, prediction)
-            except Exception:
-                logger.exception("the network failed on a batch of %d predictions; trying each by itself", len(asked))
-                for index, prediction in asked:
-                    items[index] = guarded(self._predict_alone, prediction)
-            else:
-                started = time.perf_counter()
-                decided = self._decider.decide_all([prediction for _, prediction in asked], evaluation)
-                for (index, prediction), outcome in zip(asked, decided, strict=True):
-                    items[index] = guarded(self._answer_late, prediction) if _is_late(prediction) else outcome
-                timings["decide"] = _ms_since(started)
-        for index, item in enumerate(items):
-            if callable(item):
-                items[index] = guarded(item)
+            predictions: list[Any] = [items[index] for index in asked]
+            answered = self._answer_all(predictions, timings)
+            for index, outcome in zip(asked, answered, strict=True):
+                items[index] = outcome
+        if len(asked) < len(items):
+            items = [guarded(item) if callable(item) else item for item in items]
         return Batch(batch.requests, items, batch.started, timings)
 
     def encode(self, batch: Batch) -> list[Answer]:
@@ -134,6 +122,25 @@ class PolicyService:
         timing = Timing(batch.stage_ms, _ms_since(batch.started))
         return [
             self._encode_one(request, item, timing) for request, item in zip(batch.requests, batch.items, strict=True)
+        ]
+
+    def _answer_all(
+        self, predictions: Sequence[Prediction], timings: dict[str, float]
+    ) -> Sequence[Outcome | RequestError]:
+        try:
+            evaluation = self._evaluate(predictions, timings)
+        except Late:
+            return [guarded(self._give_up, prediction) for prediction in predictions]
+        except Exception:
+            count = len(predictions)
+            logger.exception("the network failed on a batch of %d predictions; trying each by itself", count)
+            return [guarded(self._predict_alone, prediction) for prediction in predictions]
+        started = time.perf_counter()
+        decided = self._decider.decide_all(predictions, evaluation)
+        timings["decide"] = _ms_since(started)
+        return [
+            guarded(self._answer_late, prediction) if prediction.due is not None and _is_late(prediction) else outcome
+            for prediction, outcome in zip(predictions, decided, strict=True)
         ]
 
     def _refuse_work(self, _: Request, __: float) -> None:
@@ -147,7 +154,7 @@ class PolicyService:
             latest = due(request.headers, self._card.inference.deadline_ms, arrived)
             if form == NPY_MEDIA_TYPE:
                 return parse_npy(request.body, request.headers, self._card)._replace(due=latest)
-            draft = draft_prediction(request.body, self._card, self.state_codec)
+            draft = self._reader.draft(request.body)
             return draft if latest is None else draft._replace(due=latest)
         resources = self._resources.by_name
         if request.resource not in resources:
@@ -159,9 +166,10 @@ class PolicyService:
 
     def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> Evaluation:
         """Of the rows of all `predictions`; `Late` if there is none at the latest of their deadlines."""
-        if any(prediction.due is None for prediction in predictions):
+        dues = [prediction.due for prediction in predictions if prediction.due is not None]
+        if len(dues) < len(predictions):
             return self._evaluate_now(predictions, timings)
-        latest = max(prediction.due or 0.0 for prediction in predictions)
+        latest = max(dues)
         own: dict[str, float] = {}  # a pass that was given up may still write to it
         evaluation: Evaluation = self._watch.run(
             lambda: self._evaluate_now(predictions, own), latest - time.perf_counter()

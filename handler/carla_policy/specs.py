@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
+from carla_policy.rounding import outermost
+
 Positive = Annotated[float, Field(gt=0.0)]
 FullScale = Annotated[float, Field(ge=1e-6, le=1e6)]
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -68,6 +70,15 @@ class ObservationSpec(Section):
     @property
     def sensors(self) -> int:
         return len(self.fields) - 2
+
+    @cached_property
+    def exact_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As `bounds`, but of numbers that are still to be rounded to float32, `[columns]` float64 each."""
+        low, high = self.bounds
+        return (
+            np.array([outermost(value, -1.0) for value in low]),
+            np.array([outermost(value, 1.0) for value in high]),
+        )
 
     @cached_property
     def bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -41,6 +41,7 @@ _SMALL = 65_536
 _KEYS_OF_REQUEST, _KEYS_OF_OBSERVATION = len(PredictRequest.__annotations__), len(Observation.__annotations__)
 
 _REQUEST = TypeAdapter(PredictRequest)
+_validate_json = _REQUEST.validator.validate_json
 
 
 class Draft(NamedTuple):
@@ -58,53 +59,86 @@ class Draft(NamedTuple):
         return Prediction(observations, self.deterministic, self.seed, self.log_prob, self.state, due=self.due)
 
 
-def parse_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Prediction:
-    """The request in `body`, held against the card's layout and limits; a `RequestError` names every field at fault.
+class JsonReader:
+    """Reads the requests of one version."""
 
-    `codec` reads the state of a recurrent policy's requests.
-    """
-    return _finish(draft_prediction(body, card, codec), card)
+    def __init__(self, card: ModelCard, codec: StateCodec | None = None) -> None:
+        """`codec` reads the state of a recurrent policy's requests."""
+        self._card = card
+        self._codec = codec
+        self._sensors = card.observation.sensors
+        limit = card.inference.max_observations
+        self._max_bytes = max_body_bytes(card)
+        self._max_brackets = 2 * limit + 3
+        self._max_quotes = 2 * (_KEYS_OF_REQUEST + _KEYS_OF_OBSERVATION * limit + 1)
 
+    def draft(self, body: bytes | bytearray) -> Draft:
+        """The request in `body`; a `RequestError` names every field at fault, but for numbers out of bounds."""
+        if len(body) > self._max_bytes:
+            _refuse_blank(body)
+            raise self._too_large(body)
+        request = self._read_fast(body) or _read_strictly(body)
+        observations = request["observations"]
+        check_rows(len(observations), self._card)
+        state = None if self._codec is None and "state" not in request else _to_state(request, self._codec)
+        return Draft(
+            self._rows(observations),
+            request.get("deterministic", True),
+            request.get("seed"),
+            request.get("log_prob", False),
+            state,
+        )
 
-def draft_prediction(body: bytes | bytearray, card: ModelCard, codec: StateCodec | None = None) -> Draft:
-    """As `parse_prediction`, but for the bounds."""
-    if not body.strip():
-        raise EmptyBody("body: expected a JSON object with 'observations', got nothing; POST the request as the body")
-    _check_size(body, card)
-    request = _read_fast(body, card) or _read_strictly(body)
-    observations = request["observations"]
-    check_rows(len(observations), card)
-    return Draft(
-        rows=_rows(observations, card),
-        deterministic=request.get("deterministic", True),
-        seed=request.get("seed"),
-        log_prob=request.get("log_prob", False),
-        state=_to_state(request, codec),
-    )
+    def finish(self, drafts: Sequence[Draft]) -> list[Prediction | RequestError]:
+        """Each of `drafts` as a prediction, or what is wrong with its numbers.
 
+        Numbers are nearly always within bounds, so those of all requests are looked at in one go.
+        """
+        try:
+            together = self._within_bounds([row for draft in drafts for row in draft.rows])
+        except RequestError:
+            return [self._finish_alone(draft) for draft in drafts]
+        ends = itertools.accumulate([len(draft.rows) for draft in drafts])
+        return [draft.finished(together[end - len(draft.rows) : end]) for draft, end in zip(drafts, ends, strict=True)]
 
-def finish_all(drafts: Sequence[Draft], card: ModelCard) -> list[Prediction | RequestError]:
-    """Each of `drafts` as a prediction, or what is wrong with its numbers.
+    def _finish_alone(self, draft: Draft) -> Prediction | RequestError:
+        try:
+            return draft.finished(self._within_bounds(draft.rows))
+        except RequestError as error:
+            return error
 
-    Numbers are nearly always within bounds, so those of all requests are looked at in one go.
-    """
-    try:
-        together = within_bounds(np.array([row for draft in drafts for row in draft.rows], np.float64), card)
-    except RequestError:
-        return [_finish_or_refuse(draft, card) for draft in drafts]
-    ends = itertools.accumulate(len(draft.rows) for draft in drafts)
-    return [draft.finished(together[end - len(draft.rows) : end]) for draft, end in zip(drafts, ends, strict=True)]
+    def _within_bounds(self, rows: list[list[float]]) -> FloatArray:
+        return within_bounds(np.array(rows, np.float64), self._card)
 
+    def _too_large(self, body: bytes | bytearray) -> RequestError:
+        limit, rows = self._max_bytes, self._card.inference.max_observations
+        message = f"expected at most {limit} bytes, enough for {rows} observations, got {len(body)}; split the request"
+        return BatchTooLarge.at("body", message, "too_long")
 
-def _finish_or_refuse(draft: Draft, card: ModelCard) -> Prediction | RequestError:
-    try:
-        return _finish(draft, card)
-    except RequestError as error:
-        return error
+    def _read_fast(self, body: bytes | bytearray) -> PredictRequest | None:
+        """The request, unless it is at fault or has to be looked at more closely."""
+        quotes = body.count(b'"')
+        if quotes > self._max_quotes or b"\\" in body:
+            return None
+        if len(body) > _SMALL and body.count(b"[") + body.count(b"{") > self._max_brackets:
+            return None  # no request, but what would take the parser most of its time and memory
+        try:
+            request: PredictRequest = _validate_json(body)
+        except ValidationError:
+            return None
+        # No key is unknown and none is escaped, so each quotation mark beyond these is of a key that is there twice.
+        strings = len(request) + _KEYS_OF_OBSERVATION * len(request["observations"]) + ("state" in request)
+        return request if quotes == 2 * strings else None
 
-
-def _finish(draft: Draft, card: ModelCard) -> Prediction:
-    return draft.finished(within_bounds(np.array(draft.rows, np.float64), card))
+    def _rows(self, observations: Sequence[Observation]) -> list[list[float]]:
+        """Speed, steering and sensors of each."""
+        sensors, rows = self._sensors, []
+        for observation in observations:
+            values = observation["sensors"]
+            if len(values) != sensors:
+                raise _wrong_lengths(observations, sensors)
+            rows.append([observation["speed"], observation["steering"], *values])
+        return rows
 
 
 def max_body_bytes(card: ModelCard) -> int:
@@ -114,32 +148,13 @@ def max_body_bytes(card: ModelCard) -> int:
     return BYTES_OF_OPTIONS + per_observation * card.inference.max_observations
 
 
-def _check_size(body: bytes | bytearray, card: ModelCard) -> None:
-    limit = max_body_bytes(card)
-    if len(body) > limit:
-        rows = card.inference.max_observations
-        message = f"expected at most {limit} bytes, enough for {rows} observations, got {len(body)}; split the request"
-        raise BatchTooLarge.at("body", message, "too_long")
-
-
-def _read_fast(body: bytes | bytearray, card: ModelCard) -> PredictRequest | None:
-    """The request, unless it is at fault or has to be looked at more closely."""
-    quotes = body.count(b'"')
-    limit = card.inference.max_observations
-    if quotes > 2 * (_KEYS_OF_REQUEST + _KEYS_OF_OBSERVATION * limit + 1) or b"\\" in body:
-        return None
-    if len(body) > _SMALL and body.count(b"[") + body.count(b"{") > 2 * limit + 3:
-        return None  # no request, but what would take the parser most of its time and memory
-    try:
-        request: PredictRequest = _REQUEST.validate_json(body)
-    except ValidationError:
-        return None
-    # No key is unknown and none is escaped, so each quotation mark beyond these belongs to a key that is there twice.
-    strings = len(request) + _KEYS_OF_OBSERVATION * len(request["observations"]) + ("state" in request)
-    return request if quotes == 2 * strings else None
+def _refuse_blank(body: bytes | bytearray) -> None:
+    if not body.strip():
+        raise EmptyBody("body: expected a JSON object with 'observations', got nothing; POST the request as the body")
 
 
 def _read_strictly(body: bytes | bytearray) -> PredictRequest:
+    _refuse_blank(body)
     document = strict_json.parse(body)
     if isinstance(document, dict) and len(document) > MAX_FINDINGS:
         raise SchemaMismatch(f"body: {len(document)} fields do not fit a request; send observations and options")
@@ -168,17 +183,14 @@ def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray |
     return state
 
 
-def _rows(observations: Sequence[Observation], card: ModelCard) -> list[list[float]]:
-    sensors = card.observation.sensors
-    if any(len(observation["sensors"]) != sensors for observation in observations):
-        lengths = [(row, len(observation["sensors"])) for row, observation in enumerate(observations)]
-        wrong = [(row, length) for row, length in lengths if length != sensors]
-        findings = [
-            (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
-            for row, length in wrong[:MAX_DETAILS]
-        ]
-        raise listing(ShapeMismatch, findings, len(wrong))
-    return [[observation["speed"], observation["steering"], *observation["sensors"]] for observation in observations]
+def _wrong_lengths(observations: Sequence[Observation], sensors: int) -> RequestError:
+    lengths = [len(observation["sensors"]) for observation in observations]
+    wrong = [(row, length) for row, length in enumerate(lengths) if length != sensors]
+    findings = [
+        (f"observations[{row}].sensors", f"expected {sensors} values, got {length}", "length")
+        for row, length in wrong[:MAX_DETAILS]
+    ]
+    return listing(ShapeMismatch, findings, len(wrong))
 
 
 def _refusal(error: ValidationError) -> RequestError:

@@ -34,12 +34,20 @@ class TorchRuntime(Runtime):
         self.module = module
         self.loop = loop or self._loop
         self._device = device
+        self._on_cpu = device.type == "cpu"
 
     def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
+        if torch.is_inference_mode_enabled():  # a worker enters it once: entering takes as long as an operation
+            return self._run(inputs)
         with torch.inference_mode():
-            parts = [torch.from_numpy(part).to(self._device) for part in inputs]
-            run = self.loop if len(inputs[0]) > self.tile else self.module
-            return [output.numpy(force=True) for output in _as_tuple(run(*parts))]
+            return self._run(inputs)
+
+    def _run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
+        run = self.loop if len(inputs[0]) > self.tile else self.module
+        if self._on_cpu:
+            return [output.numpy() for output in _as_tuple(run(*map(torch.from_numpy, inputs)))]
+        parts = [torch.from_numpy(part).to(self._device) for part in inputs]
+        return [output.numpy(force=True) for output in _as_tuple(run(*parts))]
 
     def _loop(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         columns = [part.split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
@@ -66,7 +74,7 @@ def load_torch(path: Path, signature: Signature, tile: int) -> TorchRuntime:
         warnings.simplefilter("ignore", DeprecationWarning)
         loaded = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
         loop = _scripted_loop(loaded, signature, tile)
-        return TorchRuntime(torch.jit.freeze(loaded), signature, tile, device, loop)
+        return TorchRuntime(torch.jit.freeze(loaded).forward, signature, tile, device, loop)
 
 
 def _scripted_loop(network: Any, signature: Signature, tile: int) -> Callable[..., Any] | None:
@@ -92,7 +100,7 @@ def _scripted_loop(network: Any, signature: Signature, tile: int) -> Callable[..
     box.network = network
     loop = torch.jit.script(box)
     loop.define("\n".join(source) + "\n")
-    frozen: Callable[..., Any] = torch.jit.freeze(loop.eval())
+    frozen: Callable[..., Any] = torch.jit.freeze(loop.eval()).forward
     return frozen
 
 
