@@ -81,7 +81,8 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore
-        worker_protocol.install(otf_message_handler, worker_service)
+        own = (context.model_yaml_config or {}).get("handler") or {}
+        worker_protocol.install(otf_message_handler, worker_service, own.get("busyPollUs", 0) / 1e6)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ts.context import Context, RequestProcessor
 from ts.protocol import otf_message_handler
 
-from carla_policy.worker_protocol import CHUNK, READERS, install, make_readers, make_writer
+from carla_policy.worker_protocol import CHUNK, READERS, install, make_readers, make_receive, make_writer
 
 
 def _text(content: bytes) -> bytes:
@@ -228,3 +228,47 @@ def test_what_is_no_batch_of_bytes_is_left_to_torchserve(bodies: Any, options: d
     given_options = {"context": context, **options}
     assert make_writer(original)(bodies, {0: "id"}, "failed", 503, **given_options) == "TorchServe's"
     assert seen[0][:4] == (bodies, {0: "id"}, "failed", 503)
+
+
+class Line:
+    """A connection and its clock: what it receives arrives at set times, in seconds, and asking takes a tenth."""
+
+    def __init__(self, *arrivals: float) -> None:
+        self.now = 0.0
+        self.asked: list[str] = []
+        self._arrivals = list(arrivals)
+
+    def clock(self) -> float:
+        return self.now
+
+    def recv(self, _: int, flags: int = 0) -> bytes:
+        self.asked.append("ask" if flags & socket.MSG_DONTWAIT else "sleep")
+        self.now += 0.1
+        if flags & socket.MSG_DONTWAIT and self.now < self._arrivals[0]:
+            raise BlockingIOError
+        self.now = max(self.now, self._arrivals.pop(0))
+        return b"x"
+
+
+def _asked(line: Line, busy_poll_s: float, times: int) -> list[list[str]]:
+    receive = make_receive(busy_poll_s, line.clock)
+    turns = []
+    for _ in range(times):
+        line.asked = []
+        receive(line, 1)  # type: ignore[arg-type]
+        turns.append(line.asked)
+    return turns
+
+
+def test_a_worker_asks_again_only_while_batches_follow_one_another_fast() -> None:
+    line = Line(0.5, 1.0, 1.5, 9.0, 20.0, 20.5, 20.9)
+    first, fast, again, slow, after, back, fast_again = _asked(line, 1.0, 7)
+    assert first == ["sleep"]
+    assert set(fast) == set(again) == set(fast_again) == {"ask"}
+    assert slow == ["ask"] * 10 + ["sleep"], "as long as it was told to, and then no more"
+    assert after == ["sleep"], "the last wait was too long"
+    assert back == ["sleep"]
+
+
+def test_a_worker_that_is_not_told_to_sleeps_at_once() -> None:
+    assert _asked(Line(0.0, 0.0, 0.0), 0.0, 3) == [["sleep"]] * 3

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
@@ -24,7 +26,9 @@ KNOWN_SOURCE = "sha256:83e82dc62b4a95a362efe4518786c6b389b895b85acaf37721aaff042
 """Of `ts.protocol.otf_message_handler`."""
 READERS = ("_retrieve_buffer", "_retrieve_inference_msg")
 CHUNK = 1 << 16
+MAX_BUSY_POLL_US = 10_000
 
+Receive = Callable[[socket.socket, int], bytes]
 Read = Callable[[socket.socket, int], bytearray]
 ReadBatch = Callable[[socket.socket], list[dict[str, Any]]]
 _LENGTH = struct.Struct("!i")
@@ -32,10 +36,11 @@ _read_length = _LENGTH.unpack_from
 _END = _LENGTH.pack(-1)
 
 
-def install(protocol: ModuleType, service: ModuleType) -> bool:
+def install(protocol: ModuleType, service: ModuleType, busy_poll_s: float = 0.0) -> bool:
     """Replace functions of `ts.protocol.otf_message_handler` and `ts.service`; False where they stay as they are.
 
-    Bodies are then bytes whatever their type, as with TorchServe's `TS_DECODE_INPUT_REQUEST=false`.
+    `busy_poll_s` is for `make_readers`. Bodies are then bytes whatever their type, as with TorchServe's own
+    `TS_DECODE_INPUT_REQUEST=false`.
     """
     try:
         source = inspect.getsource(protocol)
@@ -43,25 +48,27 @@ def install(protocol: ModuleType, service: ModuleType) -> bool:
         return False
     if sha256(source.encode()) != KNOWN_SOURCE:
         return False
-    vars(protocol).update(zip(READERS, make_readers(), strict=True))
+    vars(protocol).update(zip(READERS, make_readers(busy_poll_s), strict=True))
     vars(service)["create_predict_response"] = make_writer(protocol.create_predict_response)
     return True
 
 
-def make_readers() -> tuple[Read, ReadBatch]:
+def make_readers(busy_poll_s: float = 0.0) -> tuple[Read, ReadBatch]:
     """Functions that return the next bytes of a connection, and the next batch of requests.
 
     Both end the process when the connection is closed, and may read ahead: whoever reads it has to read all of it
-    through them from then on.
+    through them from then on. Before they sleep they ask the kernel for `busy_poll_s`, if the last wait was shorter:
+    waking up takes as long as a good part of a request, and what was in the processor's caches is gone.
     """
     pending, start, source = bytearray(), 0, None
+    receive = make_receive(busy_poll_s)
 
     def fill(connection: socket.socket, length: int) -> None:
         """Have `length` bytes from `start` on, which becomes 0."""
         nonlocal pending, start
         pending, start = pending[start:], 0
         while len(pending) < length:
-            part = connection.recv(max(CHUNK, length - len(pending)))
+            part = receive(connection, max(CHUNK, length - len(pending)))
             if not part:
                 logging.info("Frontend disconnected.")
                 sys.exit(0)
@@ -92,6 +99,30 @@ def make_readers() -> tuple[Read, ReadBatch]:
             batch.append(_request(fields))
 
     return read, read_batch
+
+
+def make_receive(busy_poll_s: float, clock: Callable[[], float] = time.perf_counter) -> Receive:
+    """As `socket.recv`, which does not sleep for up to `busy_poll_s` while it is used as often as that.
+
+    Meanwhile it lets all others go first who want the processor.
+    """
+    polls = False
+
+    def receive(connection: socket.socket, size: int) -> bytes:
+        nonlocal polls
+        if not busy_poll_s:
+            return connection.recv(size)
+        began = clock()
+        while polls and clock() - began < busy_poll_s:
+            try:
+                return connection.recv(size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                os.sched_yield()
+        part = connection.recv(size)
+        polls = clock() - began < busy_poll_s
+        return part
+
+    return receive
 
 
 def _split(data: bytearray, start: int) -> tuple[list[bytearray | None] | None, int]:

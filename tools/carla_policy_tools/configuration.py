@@ -15,6 +15,7 @@ from carla_policy.errors import MAX_FINDINGS
 from carla_policy.files import read_file
 from carla_policy.strict_yaml import MAX_BYTES as MAX_YAML_BYTES
 from carla_policy.strict_yaml import parse_yaml
+from carla_policy.worker_protocol import MAX_BUSY_POLL_US
 from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
 
 LOOPBACK = "127.0.0.1"
@@ -47,6 +48,9 @@ class Profile(BaseModel):
     one of the versions asks for with which it starts."""
     warmup_s: Annotated[float, Field(ge=0.0, le=60.0, strict=False)] = 1.0
     """So long at most a server is warmed up before it is called ready; it ends sooner where Java's compiler is done."""
+    busy_poll_us: Annotated[int, Field(ge=0, le=MAX_BUSY_POLL_US)] = 0
+    """So many microseconds a worker asks for its next batch again and again before it sleeps, while batches follow one
+    another as fast as that; 0 lets it sleep at once."""
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
 
@@ -55,13 +59,14 @@ class Profile(BaseModel):
 
         It prefers these time-outs to those of a registration, even where the file leaves them out: then they are 120 s.
         It knows the retry window and a version's own queue size only from here. Workers and batching are parameters of
-        the registration.
+        the registration. What is below `handler` is our own.
         """
         return (
             f"responseTimeout: {self.response_timeout_s}\n"
             f"startupTimeout: {self.startup_timeout_s}\n"
             f"maxRetryTimeoutInSec: {self.retry_window_s}\n"
             f"jobQueueSize: {self.queue_size}\n"
+            f"handler: {{busyPollUs: {self.busy_poll_us}}}\n"
         ).encode()
 
 

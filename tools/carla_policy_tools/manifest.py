@@ -18,6 +18,7 @@ from carla_policy.card import ModelCard
 from carla_policy.errors import ArtifactError
 from carla_policy.files import read_file
 from carla_policy.strict_yaml import MAX_BYTES, parse_yaml
+from carla_policy.worker_protocol import MAX_BUSY_POLL_US
 from carla_policy_tools.paths import MODEL_NAME
 
 MANIFEST_FILE = "MAR-INF/MANIFEST.json"
@@ -28,6 +29,14 @@ ARCHIVER_VERSION = "0.12.0"
 
 Workers = Annotated[int, Field(ge=1, le=64)]
 Seconds = Annotated[int, Field(ge=1, le=3600)]
+
+
+class HandlerConfig(BaseModel):
+    """What the handler itself takes from `model-config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    busyPollUs: Annotated[int, Field(ge=0, le=MAX_BUSY_POLL_US)] = 0  # noqa: N815
 
 
 class ServingConfig(BaseModel):
@@ -44,6 +53,7 @@ class ServingConfig(BaseModel):
     startupTimeout: Seconds = 120  # noqa: N815
     maxRetryTimeoutInSec: Seconds = 300  # noqa: N815
     jobQueueSize: Annotated[int, Field(ge=1, le=100_000)] = 100  # noqa: N815
+    handler: HandlerConfig = HandlerConfig()
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
