@@ -337,6 +337,15 @@ def test_drills_are_a_verb() -> None:
     assert CliRunner().invoke(app, ["drill", "soak", "--requests", "0"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("plot", "message"), [("soak.txt", "ends in .svg, .png, .pdf"), ("missing/soak.svg", "there is no directory")]
+)
+def test_what_cannot_be_drawn_is_refused_before_the_drill(tmp_path: Path, plot: str, message: str) -> None:
+    run = CliRunner().invoke(app, ["drill", "soak", "--plot", str(tmp_path / plot)], env={"COLUMNS": "200"})
+    assert run.exit_code == 2
+    assert message in run.stderr
+
+
 def test_other_verbs_do_not_import_what_only_the_benchmark_needs() -> None:
     code = "import sys, carla_policy_tools.cli; print(*sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -138,9 +138,13 @@ def test_flood_must_be_an_overload_whose_refusals_are_fast_and_whose_accepted_wa
     assert report.broken == ["nothing was refused: this was no overload", "nothing was accepted"]
 
 
-def test_soak_finds_neither_growth_nor_a_wrong_answer_among_malformed_requests(archives: Archives) -> None:
-    report = soaking.run(archives, requests=3000, bad_share=0.1)
+def test_soak_finds_neither_growth_nor_a_wrong_answer_among_malformed_requests(
+    archives: Archives, tmp_path: Path
+) -> None:
+    plot = tmp_path / "soak.svg"
+    report = soaking.run(archives, requests=3000, bad_share=0.1, plot=plot)
     check(report, 0)
+    assert all(text in plot.read_text() for text in ("JVM", "worker", "open files", "logs"))
     assert report.load.requests >= 3000
     assert report.load.excused == pytest.approx(report.load.requests / 10, rel=0.1)
 

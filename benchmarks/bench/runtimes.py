@@ -51,12 +51,11 @@ def run_runtimes(workload: Workload, on_step: Callable[[str], None]) -> list[Run
     found = []
     with tempfile.TemporaryDirectory(prefix="bench-runtimes-") as scratch:
         for name, path in _written(workload, signature, Path(scratch), features).items():
-            runtime = load_runtime(path, signature, 1)
             for rows in ROWS:
                 on_step(f"{name}, {rows} rows")
                 batch = features[[index % len(features) for index in range(rows)]]
                 for tile in sorted({tile for tile in (*TILES, rows) if tile <= rows}):
-                    runtime.tile = tile
+                    runtime = load_runtime(path, signature, tile)
                     found.append(RuntimeSpeed(runtime=name, tile=tile, rows=rows, seconds=_seconds(runtime, batch)))
     return found
 

@@ -24,6 +24,7 @@ from benchmarks.drills import (
     stopping,
 )
 from benchmarks.drills.damage import KINDS
+from benchmarks.drills.growth_plot import check_plot
 from benchmarks.drills.report import Report
 from benchmarks.load import PACE, Pace
 from carla_policy_tools.console import err, print_json
@@ -37,6 +38,15 @@ Rate = Annotated[float, typer.Option(help="Requests a second.", min=1)]
 Timeout = Annotated[float, typer.Option(help="Seconds after which a request counts as lost.", min=0.1)]
 Quiet = Annotated[float, typer.Option(help="Seconds without faults, to compare with.", min=0)]
 Seed = Annotated[int, typer.Option(help="Of the random choices.", min=0)]
+
+
+def _drawable(path: Path | None) -> Path | None:
+    try:
+        if path:
+            check_plot(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return path
 
 
 @app.callback()
@@ -165,13 +175,20 @@ def soak(
     leak: Annotated[
         bool, typer.Option("--leak", help="Serve a version that leaks memory: the drill must fail.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw what grew to this file: .svg, .png or .pdf.", callback=_drawable)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send very many requests; memory, open files, logs and disk of the server may not grow with them.
 
-    Example: `python -m benchmarks.drills soak --requests 100000 --bad-share 0.05`
+    Example: `python -m benchmarks.drills soak --requests 100000 --bad-share 0.05 --plot runs/soak.svg`
     """
-    _run(lambda archives: soaking.run(archives, requests=requests, bad_share=bad_share, leak=leak), as_json, [SECOND])
+
+    def drill(archives: Archives) -> Report:
+        return soaking.run(archives, requests=requests, bad_share=bad_share, leak=leak, plot=plot)
+
+    _run(drill, as_json, [SECOND])
 
 
 @app.command()

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import psutil
 
 from benchmarks.archives import SECOND, Archives
 from benchmarks.drills.damage import burdened_archive
+from benchmarks.drills.growth_plot import draw_growth
 from benchmarks.drills.report import Report, complaints
 from benchmarks.drills.rig import Rig
 from benchmarks.drills.sampling import Sample, check_growth, sample
@@ -32,10 +34,18 @@ BAD = ("", '{"observations": [', "null", '{"observations": [{"speed": "fast"}]}'
 REFUSALS = frozenset({"400", "422"})
 
 
-def run(archives: Archives, *, requests: int = 1_000_000, bad_share: float = 0.0, leak: bool = False) -> Report:
+def run(
+    archives: Archives,
+    *,
+    requests: int = 1_000_000,
+    bad_share: float = 0.0,
+    leak: bool = False,
+    plot: Path | None = None,
+) -> Report:
     """`requests` in `ROUNDS` rounds, a sample after each; `bad_share` of them are malformed, and must be refused.
 
-    With `leak` the worker has a leak, of `LEAK_MB` over the whole drill, and the drill must fail.
+    With `leak` the worker has a leak, of `LEAK_MB` over the whole drill, and the drill must fail. `plot` is the file
+    that the samples are drawn to.
     """
     report = Report("soak", faults=int(leak))
     questions, bad = mix(archives.questions, bad_share)
@@ -69,6 +79,9 @@ def run(archives: Archives, *, requests: int = 1_000_000, bad_share: float = 0.0
     report.facts["requests by status"] = dict(sorted(outcomes.items()))
     if len(samples) == ROUNDS:
         check_growth(report, samples)
+    if plot and samples:
+        draw_growth(samples, requests // ROUNDS, plot)
+        report.facts["drawn to"] = str(plot)
     return report
 
 
