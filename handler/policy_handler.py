@@ -61,7 +61,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
-        _prepare_thread()
+        torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         try:
             loaded = load_policy(Path(context.system_properties["model_dir"]))
@@ -78,6 +78,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             watch=Watch(prepare=_prepare_thread, on_hang=_end_process),
             max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
         )
+        _prepare_thread()
         self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore

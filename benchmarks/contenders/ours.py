@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 
 import psutil
 
-from benchmarks.contenders.base import Contender, StartError, family
+from benchmarks.contenders.base import LOOPBACK, Contender, StartError, family
 from benchmarks.contenders.workload import Workload
 from benchmarks.servers import ServeProcess
-from carla_policy_tools.configuration import load_profile
+from carla_policy_tools.configuration import choose_ports, load_profile
 from carla_policy_tools.urls import prediction_url
 
 
@@ -26,6 +26,7 @@ class Ours(Contender):
         super().__init__(workload)
         self._versions = (workload.version, *beside)
         self._workers = workers
+        self._port = choose_ports(0).inference
         self._scratch: tempfile.TemporaryDirectory[str]
         self._server: ServeProcess
 
@@ -35,7 +36,7 @@ class Ours(Contender):
             self.workload.store,
             *self._versions,
             *("--promote", self.workload.version, "--profile", self._profile_name()),
-            *("--run-dir", str(Path(self._scratch.name, "run"))),
+            *("--port", str(self._port), "--run-dir", str(Path(self._scratch.name, "run"))),
             registry=Path(self._scratch.name, "registry.json"),
         )
         try:
@@ -60,7 +61,7 @@ class Ours(Contender):
 
     @property
     def url(self) -> str:
-        return prediction_url(self._server.base, self.workload.version)
+        return prediction_url(f"http://{LOOPBACK}:{self._port}", self.workload.version)
 
     def processes(self) -> Mapping[str, list[psutil.Process]]:
         return torchserve_roles(self._server.process.pid)
