@@ -15,7 +15,7 @@ from benchmarks.bench.client import Client, closed_loop
 from benchmarks.bench.loads import Generator, arrivals
 from benchmarks.bench.plan import Plan
 from benchmarks.bench.report import render
-from benchmarks.bench.results import Results
+from benchmarks.bench.results import Results, RuntimeSpeed, Sweep
 from benchmarks.bench.running import run
 from benchmarks.bench.slo import judge, load_objectives
 from benchmarks.contenders.base import ServiceProcess, StartError, started
@@ -152,6 +152,19 @@ def test_processor_time_and_memory_are_told_by_role(results: Results) -> None:
     }
     for own in results.memory.values():
         assert all(0 < role.pss_mib <= role.rss_mib and role.processes > 0 for role in own.values())
+
+
+def test_section_that_fails_does_not_cost_the_others_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> list[Sweep]:
+        raise StartError("no port is free")
+
+    speed = RuntimeSpeed(runtime="TorchScript", tile=1, rows=1, seconds=1.0)
+    monkeypatch.setattr("benchmarks.bench.running.run_sweeps", fail)
+    monkeypatch.setattr("benchmarks.bench.running.run_runtimes", lambda *_: [speed])
+    found = run(Plan(sections=("sweeps", "runtimes"), sweep_versions=(1,)), ARTIFACTS / "v0.2.0")
+    assert found.incomplete == {"sweeps": "StartError: no port is free"}
+    assert found.runtimes == (speed,)
+    assert "The section sweeps ended early: StartError: no port is free" in render(found, judge(found, []))
 
 
 def test_fresh_starts_are_of_one_and_of_two_versions(results: Results) -> None:

@@ -136,6 +136,8 @@ class Results(_Model):
     participants: tuple[Participant, ...]
     absent: dict[str, str]
     """Tools that are not installed, and what that means."""
+    incomplete: dict[str, str] = {}
+    """Sections that ended early, and why."""
     slices: tuple[Slice, ...] = ()
     memory: dict[str, dict[str, Memory]] = {}
     starts: tuple[FreshStart, ...] = ()

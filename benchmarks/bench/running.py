@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,13 +40,19 @@ class _Measured:
     bulk: list[Bulk] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     runtimes: list[RuntimeSpeed] = field(default_factory=list)
+    incomplete: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def section(self, name: str, plan: Plan) -> Iterator[bool]:
+        """Whether `plan` has the section; what goes wrong in it is noted and does not cost the others their figures."""
+        try:
+            yield name in plan.sections
+        except (RuntimeError, OSError) as error:
+            self.incomplete[name] = f"{type(error).__name__}: {error}"
 
 
 def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
-    """Measure `plan` on the version in `artifact`; `ValueError` for what cannot be measured at all.
-
-    Raises `WrongAnswer` where a bulk request is not answered with the policy's actions.
-    """
+    """Measure `plan` on the version in `artifact`; `ValueError` for what cannot be measured at all."""
     started, clock = datetime.now(UTC), time.monotonic()
     kinds = chosen(list(plan.contenders))
     machine, source, generator = describe_machine(), describe_source(), Generator(find_wrk())
@@ -54,14 +61,17 @@ def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
         on_step(f"building {artifact.name}")
         workload = prepare_workload(artifact, Path(scratch))
         copies = add_copies(workload, _copies_needed(plan))
-        if "starts" in plan.sections:
-            measured.starts = run_starts(plan, workload, copies[0], [kind.name for kind in kinds], on_step)
+        with measured.section("starts", plan) as wanted:
+            if wanted:
+                measured.starts = run_starts(plan, workload, copies[0], [kind.name for kind in kinds], on_step)
         if SIDE_BY_SIDE & set(plan.sections):
             _side_by_side(plan, kinds, workload, generator, measured, on_step)
-        if "sweeps" in plan.sections:
-            measured.sweeps = run_sweeps(plan, workload, copies, generator, on_step)
-        if "runtimes" in plan.sections:
-            measured.runtimes = run_runtimes(workload, on_step)
+        with measured.section("sweeps", plan) as wanted:
+            if wanted:
+                measured.sweeps = run_sweeps(plan, workload, copies, generator, on_step)
+        with measured.section("runtimes", plan) as wanted:
+            if wanted:
+                measured.runtimes = run_runtimes(workload, on_step)
     return Results(
         started=started,
         minutes=(time.monotonic() - clock) / 60,
@@ -80,6 +90,7 @@ def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
         bulk=tuple(measured.bulk),
         sweeps=tuple(measured.sweeps),
         runtimes=tuple(measured.runtimes),
+        incomplete=measured.incomplete,
     )
 
 
@@ -94,13 +105,16 @@ def _side_by_side(
     with arena(kinds, workload, on_step) as found:
         measured.arena = found
         warm_up(plan, found, generator, on_step)
-        if "rounds" in plan.sections:
-            measured.slices += run_rounds(plan, found, generator, on_step)
-        if "arrivals" in plan.sections:
-            measured.slices += run_arrivals(plan, found, generator, measured.slices, on_step)
+        with measured.section("rounds", plan) as wanted:
+            if wanted:
+                measured.slices += run_rounds(plan, found, generator, on_step)
+        with measured.section("arrivals", plan) as wanted:
+            if wanted:
+                measured.slices += run_arrivals(plan, found, generator, measured.slices, on_step)
         measured.memory = {name: memory(contender) for name, contender in found.contenders.items()}
-        if "bulk" in plan.sections:
-            measured.bulk = run_bulk(plan, found, workload, on_step)
+        with measured.section("bulk", plan) as wanted:
+            if wanted:
+                measured.bulk = run_bulk(plan, found, workload, on_step)
         found.check_again()
 
 

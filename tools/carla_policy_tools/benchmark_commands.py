@@ -99,10 +99,8 @@ def require_extra() -> None:
 def _measure(quick: bool, sections: list[str], contenders: list[str], artifact: Path) -> Results:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from benchmarks.bench.correctness import WrongAnswer
     from benchmarks.bench.plan import SECTIONS, Plan, quick_plan
     from benchmarks.bench.running import run
-    from benchmarks.contenders.base import StartError
 
     if quick:
         plan = quick_plan(sections or ("rounds",), contenders)
@@ -114,12 +112,9 @@ def _measure(quick: bool, sections: list[str], contenders: list[str], artifact: 
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    try:
-        with stop_signals(_interrupt), Progress(*columns, console=err, transient=True) as progress:
-            task = progress.add_task("preparing", total=plan.steps())
-            return run(plan, artifact, lambda step: progress.update(task, advance=1, description=step))
-    except (StartError, WrongAnswer) as error:
-        raise ValueError(str(error)) from None
+    with stop_signals(_interrupt), Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("preparing", total=plan.steps())
+        return run(plan, artifact, lambda step: progress.update(task, advance=1, description=step))
 
 
 def _interrupt(*_: object) -> None:
@@ -133,6 +128,7 @@ def _problems(results: Results, verdicts: list[Verdict], changes: list[Change], 
     missed = [verdict for verdict in verdicts if verdict.outcome == "missed"]
     worse = [change for change in changes if change.is_worse(threshold)]
     return [
+        *(f"{section} ended early: {reason}" for section, reason in results.incomplete.items()),
         *(f"wrong or missing answers: {line}" for line in results.invalid),
         *(f"{one.name} was not measured: {one.refused}" for one in refused),
         *(
