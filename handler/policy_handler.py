@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_
 
 MAX_RESPONSE_VARIABLE = "CARLA_POLICY_MAX_RESPONSE_BYTES"
 """Names the server's largest answer: TorchServe ends a worker that gives a larger one, and does not tell it."""
-
-_INFERENCE = threading.local()
-"""Keeps each thread's inference mode, which ends with the object that stands for it."""
 
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
@@ -75,10 +71,9 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         self.service = PolicyService(
             loaded,
             _is_draining,
-            watch=Watch(prepare=_prepare_thread, on_hang=_end_process),
+            watch=Watch(prepare=lambda: torch.set_num_threads(1), on_hang=_end_process),
             max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
         )
-        _prepare_thread()
         self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore
@@ -130,13 +125,6 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     def describe_handle(self) -> dict[str, Any]:
         """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
         return dict(self.service.metadata())
-
-
-def _prepare_thread() -> None:
-    """This thread computes by itself, and never for a training: torch keeps both for each thread."""
-    torch.set_num_threads(1)
-    _INFERENCE.mode = torch.inference_mode()
-    _INFERENCE.mode.__enter__()
 
 
 def _is_draining() -> bool:

@@ -20,10 +20,10 @@ from carla_policy.errors import OutOfRange
 from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy.policy import Decision, Evaluation, Policy
 from carla_policy.service import PolicyService
-from carla_policy.wire import parse_prediction
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import verify
 from carla_policy_tools.client import request_body
+from tests.reading import read
 
 
 def decide(policy: Policy, evaluation: Evaluation) -> Decision:
@@ -118,7 +118,7 @@ class PolicyContract:
             row = loaded.golden.observations[:1].copy()
             row[0, column] = np.float32(field.high) + max(1.0, abs(field.high)) * np.float32(0.5)
             with pytest.raises(OutOfRange) as refusal:
-                parse_prediction(json.dumps(request_body(row)).encode(), card)
+                read(json.dumps(request_body(row)).encode(), card)
             path = ("speed", "steering")[column] if column < 2 else f"sensors[{column - 2}]"
             assert refusal.value.details[0]["loc"] == f"observations[0].{path}"
             assert field.name in str(refusal.value)

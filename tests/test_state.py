@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from carla_policy.card import ModelCard
-from carla_policy.errors import InvalidState, RequestError
+from carla_policy.errors import InvalidState
 from carla_policy.loading import LoadedPolicy
 from carla_policy.prediction import Prediction
 from carla_policy.specs import RecurrentSpec
 from carla_policy.state import KEY_VARIABLE, StateCodec
-from carla_policy.wire import JsonReader
+from tests.reading import read
 
 HASH, OTHER_HASH = "sha256:" + "1a" * 32, "sha256:" + "2b" * 32
 SIZE = 4
@@ -41,14 +41,6 @@ def card(synthetic: LoadedPolicy) -> ModelCard:
 @pytest.fixture
 def codec() -> StateCodec:
     return StateCodec(HASH, SIZE)
-
-
-def read(body: bytes, card: ModelCard, codec: StateCodec | None) -> Prediction:
-    reader = JsonReader(card, codec)
-    (prediction,) = reader.finish([reader.draft(body)])
-    if isinstance(prediction, RequestError):
-        raise prediction
-    return prediction
 
 
 def parsed(card: ModelCard, codec: StateCodec | None, *, rows: int = 3, **options: Any) -> Prediction:

@@ -16,9 +16,9 @@ from carla_policy.errors import RequestError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import media_type
 from carla_policy.messages import PredictRequest
-from carla_policy.prediction import Prediction
 from carla_policy.specs import ObservationSpec, ObservedField
-from carla_policy.wire import JsonReader, max_body_bytes
+from carla_policy.wire import max_body_bytes
+from tests.reading import read
 
 
 @pytest.fixture
@@ -32,14 +32,6 @@ def observation(**changes: Any) -> dict[str, Any]:
 
 def request(**changes: Any) -> bytes:
     return json.dumps({"observations": [observation()], **changes}).encode()
-
-
-def read(body: bytes, card: ModelCard) -> Prediction:
-    reader = JsonReader(card)
-    (prediction,) = reader.finish([reader.draft(body)])
-    if isinstance(prediction, RequestError):
-        raise prediction
-    return prediction
 
 
 def refusal(body: bytes, card: ModelCard) -> RequestError:

@@ -67,7 +67,7 @@ class CompiledPreprocessor:
     def __call__(self, observations: FloatArray) -> FloatArray:
         values = _selected(observations, self.columns).astype(self.dtype)
         for operation, operand in self._operations:
-            operation(values, operand, values)
+            operation(values, operand, out=values)
         if self.is_bounded:
             return values.astype(np.float32, copy=False)
         with np.errstate(over="ignore"):

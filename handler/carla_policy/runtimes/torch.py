@@ -37,17 +37,12 @@ class TorchRuntime(Runtime):
         self._on_cpu = device.type == "cpu"
 
     def run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
-        if torch.is_inference_mode_enabled():  # a worker enters it once: entering takes as long as an operation
-            return self._run(inputs)
-        with torch.inference_mode():
-            return self._run(inputs)
-
-    def _run(self, inputs: Sequence[FloatArray]) -> list[FloatArray]:
         run = self.loop if len(inputs[0]) > self.tile else self.module
-        if self._on_cpu:
-            return [output.numpy() for output in _as_tuple(run(*map(torch.from_numpy, inputs)))]
-        parts = [torch.from_numpy(part).to(self._device) for part in inputs]
-        return [output.numpy(force=True) for output in _as_tuple(run(*parts))]
+        with torch.inference_mode():
+            if self._on_cpu:
+                return [output.numpy() for output in _as_tuple(run(*map(torch.from_numpy, inputs)))]
+            parts = [torch.from_numpy(part).to(self._device) for part in inputs]
+            return [output.numpy(force=True) for output in _as_tuple(run(*parts))]
 
     def _loop(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         columns = [part.split(self.tile) for part in inputs]  # type: ignore[no-untyped-call]
