@@ -15,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 from pydantic import TypeAdapter
 from torch.distributions import Beta, Categorical, Normal, TanhTransform, TransformedDistribution
 
-from carla_policy.heads import Head, make_head
+from carla_policy.golden import FloatArray
+from carla_policy.heads import GaussianHead, Head, make_head
 from carla_policy.specs import HeadSpec
 
 EPSILON = 0.3
@@ -218,6 +219,25 @@ def test_a_row_that_is_no_distribution_is_nan_and_leaves_the_others_alone(
             assert np.isfinite(expected).all()
             assert np.isnan(got[3]).all()
             assert got[others].tobytes() == expected[others].tobytes()
+
+
+MEANS = st.sampled_from([0.0, -0.0, 1.5, -700.0, 3e38, np.inf, np.nan])
+SCALES = st.sampled_from([0.0, -1.0, 699.0, 700.0, 710.0, -740.0, -750.0, np.inf, np.nan])
+
+
+@given(
+    means=arrays(np.float32, (3, 2), elements=MEANS),
+    scales=arrays(np.float32, (3, 2), elements=SCALES),
+    scale=st.sampled_from(("log_std", "std")),
+)
+def test_the_short_way_to_a_gaussian_s_mode_has_the_bits_of_the_long_one(
+    means: FloatArray, scales: FloatArray, scale: str
+) -> None:
+    gaussian, parameters = GaussianHead(scale), {"mean": means, scale: scales}
+    shorter = gaussian.mode(parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GaussianHead, "_is_surely_valid", lambda *_: False)
+        assert shorter.tobytes() == gaussian.mode(parameters).tobytes()
 
 
 def test_row_without_a_distribution_has_no_log_probability_and_costs_its_mates_nothing() -> None:

@@ -60,6 +60,31 @@ def test_archive_whose_serving_code_is_at_fault_is_refused(
         verify(repack(path.parents[1], tmp_path / ARCHIVE))
 
 
+@pytest.mark.parametrize(
+    ("steps", "is_bounded"),
+    [
+        ([("subtract", 1.0), ("divide", 2.0)], True),
+        ([("multiply", -1e300), ("maximum", 0.0), ("minimum", 1.0)], True),
+        ([("divide", 1e-300)], False),
+        ([("multiply", -1e300), ("minimum", 1.0)], False),
+    ],
+)
+def test_overflow_is_ruled_out_when_a_preprocessor_is_loaded_or_watched_for_in_each_pass(
+    synthetic: LoadedPolicy, tmp_path: Path, steps: list[tuple[str, float]], is_bounded: bool
+) -> None:
+    card = synthetic.policy.card
+    card = card.model_copy(update={"preprocessor": card.preprocessor.model_copy(update={"input_dtype": "float64"})})
+    columns = card.observation.columns
+    own = tuple(Step(operation, np.full(columns, operand)) for operation, operand in steps)
+    CompiledPreprocessor(own, np.dtype("float64")).save(tmp_path / "preprocessor.npz")
+    loaded = load_compiled(tmp_path / "preprocessor.npz", card)
+    assert loaded.is_bounded == is_bounded
+    low, high = card.observation.bounds
+    between = np.random.default_rng(1).uniform(low, high, (50, columns)).astype(np.float32)
+    features = loaded(np.vstack([low, high, between]))
+    assert np.isfinite(features).all() == is_bounded
+
+
 def test_modules_from_outside_of_the_archive_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"carla_policy: the archive does not carry it; it was found at .*handler"):
         isolated_replay._check_origins(tmp_path)
