@@ -16,8 +16,9 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 @given(bound=BOUNDS, steps=st.integers(-4, 4), direction=st.sampled_from((-1.0, 1.0)))
+@example(bound=LARGEST, steps=0, direction=1.0)
 @example(bound=LARGEST, steps=1, direction=1.0)
-@example(bound=-LARGEST, steps=-1, direction=-1.0)
+@example(bound=-LARGEST, steps=0, direction=-1.0)
 @example(bound=0.0, steps=0, direction=1.0)
 def test_neighbours_of_the_outermost_number_are_told_apart_as_rounding_does(
     bound: float, steps: int, direction: float

@@ -270,5 +270,13 @@ def test_a_worker_asks_again_only_while_batches_follow_one_another_fast() -> Non
     assert back == ["sleep"]
 
 
+def test_a_worker_that_asks_lets_all_others_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    yielded: list[float] = []
+    line = Line(0.5, 1.0)
+    monkeypatch.setattr("os.sched_yield", lambda: yielded.append(line.now))
+    _, asked = _asked(line, 1.0, 2)
+    assert len(yielded) == len(asked) - 1 > 0
+
+
 def test_a_worker_that_is_not_told_to_sleeps_at_once() -> None:
     assert _asked(Line(0.0, 0.0, 0.0), 0.0, 3) == [["sleep"]] * 3
