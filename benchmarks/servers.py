@@ -7,17 +7,46 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
+from carla_policy_tools.configuration import Ports, Profile
 from carla_policy_tools.lifecycle.registry import REGISTRY_FILE
+from carla_policy_tools.torchserve import TorchServe
+from carla_policy_tools.workers.preloading import ForkServer
 
 EXIT_TIMEOUT_S = 30
 COMMAND = [str(Path(sys.executable).with_name("carla-policy"))]
+
+
+@contextmanager
+def loaded_torchserve(
+    settings: Mapping[str, str],
+    ports: Ports,
+    run_dir: Path,
+    *,
+    version: str,
+    profile: Profile,
+    java_flags: Sequence[str] | None = None,
+) -> Iterator[TorchServe]:
+    """TorchServe with these properties, started by this process as `carla-policy serve` does, once `version` is loaded.
+
+    Raises `ServerError`. `java_flags` stand in place of those that use the ahead-of-time cache.
+    """
+    with (
+        ForkServer() as workers,
+        TorchServe(
+            settings, ports, run_dir, heap_mb=profile.jvm_heap_mb, workers=workers, java_flags=java_flags
+        ) as server,
+    ):
+        server.configure()
+        server.wait_ready({version: profile.workers}, profile.startup_timeout_s)
+        yield server
 
 
 class ServeProcess:

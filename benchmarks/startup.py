@@ -13,37 +13,17 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from benchmarks.first_answer import FirstAnswer
 from benchmarks.servers import ServeProcess
-from carla_policy_tools.client import RefusedRequest, golden_observations, predict, request_body
+from carla_policy_tools.client import golden_observations, request_body
 from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.paths import MODEL_STORE, archive_name, archived_versions
+from carla_policy_tools.urls import prediction_url
 
-POLL_S = 0.005
 STEPS = ("started", "verified", "loaded", "first answer", "warm", "ready")
-
-
-class FirstAnswer(threading.Thread):
-    """Asks until it is answered."""
-
-    def __init__(self, base: str, version: str, body: bytes) -> None:
-        super().__init__(daemon=True)
-        self._question = base, version, body
-        self.answered = 0.0
-        self.given_up = threading.Event()
-
-    def run(self) -> None:
-        while not self.given_up.is_set():
-            try:
-                predict(*self._question)
-            except (OSError, RefusedRequest):
-                time.sleep(POLL_S)
-            else:
-                self.answered = time.perf_counter()
-                return
 
 
 def start_once(store: Path, versions: list[str], profile: str) -> dict[str, float]:
@@ -51,22 +31,26 @@ def start_once(store: Path, versions: list[str], profile: str) -> dict[str, floa
     port = choose_ports(0).inference
     observation = golden_observations(store / archive_name(versions[-1]))[0][:1]
     body = json.dumps(request_body(observation)).encode()
-    client = FirstAnswer(f"http://127.0.0.1:{port}", versions[-1], body)
     with tempfile.TemporaryDirectory() as scratch:
         server = ServeProcess(
             store, *versions, "--profile", profile, "--port", str(port), registry=Path(scratch, "registry.json")
         )
-        launched = time.perf_counter()
+        client = FirstAnswer(prediction_url(f"http://127.0.0.1:{port}", versions[-1]), body)
         client.start()
         try:
             with server:
                 ready = time.perf_counter()
                 client.join()
         finally:
-            client.given_up.set()
+            client.stop.set()
     times = {name: float(seconds) for name, seconds in server.ready.get("startup_s", {}).items()}
     requests = float(server.ready.get("warmup_requests", 0))
-    return {**times, "first answer": client.answered - launched, "ready": ready - launched, "requests": requests}
+    return {
+        **times,
+        "first answer": client.answered - client.launched,
+        "ready": ready - client.launched,
+        "requests": requests,
+    }
 
 
 def main() -> None:

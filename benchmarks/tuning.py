@@ -18,25 +18,28 @@ from typing import Self
 
 import psutil
 
+from benchmarks.bench.arena import Arena
 from benchmarks.bench.loads import Generator, one_client
 from benchmarks.bench.plan import Plan
 from benchmarks.bench.results import Slice
+from benchmarks.bench.rounds import run_rounds, warm_up
 from benchmarks.bench.statistics import Estimate, ratio_of_rounds
 from benchmarks.bench.wrk import find_wrk
 from benchmarks.contenders.base import Contender
-from benchmarks.contenders.ours import torchserve_roles
 from benchmarks.contenders.workload import Workload, prepare_workload
+from benchmarks.servers import loaded_torchserve
 from carla_policy_tools.aot_cache import use_flags
 from carla_policy_tools.archive import unpack, with_config
 from carla_policy_tools.configuration import choose_ports, load_profile, properties
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import ARTIFACTS, archive_name
-from carla_policy_tools.torchserve import JAR, TorchServe
+from carla_policy_tools.torchserve import JAR
 from carla_policy_tools.urls import prediction_url
-from carla_policy_tools.workers.preloading import ForkServer
 
 FIRST_S = 4.0
 """How long a server is asked from its first request on, when it is the only one."""
+CLIENT_S = 0.1
+"""In a round; what is compared there are wrk's figures."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,14 @@ SETTINGS = {
 class Tuned(Contender):
     """A server of this process, with one setting of its own."""
 
-    name = "tuned"
+    name = AS_THEY_ARE
     title = "our server with a setting of its own"
 
-    def __init__(self, workload: Workload, profile: str, setting: Setting) -> None:
+    def __init__(self, workload: Workload, profile: str, name: str) -> None:
         super().__init__(workload)
-        self._profile = load_profile(profile).model_copy(update=dict(setting.profile))
-        self._setting = setting
+        self.name = name  # type: ignore[misc]  # one class for all
+        self._setting = SETTINGS[name]
+        self._profile = load_profile(profile).model_copy(update=dict(self._setting.profile))
         self._ports = choose_ports(0, None, None, None)
         self._stack = ExitStack()
         self._pid = 0
@@ -89,19 +93,16 @@ class Tuned(Contender):
             settings = properties(
                 versions={version: self._profile}, promoted=version, ports=self._ports, store=self._store(directory)
             )
-            workers = stack.enter_context(ForkServer())
             server = stack.enter_context(
-                TorchServe(
+                loaded_torchserve(
                     {**settings, **self._setting.properties},
                     self._ports,
                     directory / "run",
-                    heap_mb=self._profile.jvm_heap_mb,
-                    workers=workers,
+                    version=version,
+                    profile=self._profile,
                     java_flags=[*(use_flags(find_java(), JAR) if self._setting.cache else ()), *self._setting.flags],
                 )
             )
-            server.configure()
-            server.wait_ready({version: self._profile.workers}, self._profile.startup_timeout_s)
             assert server.pid is not None
             self._pid = server.pid
             self._stack = stack.pop_all()
@@ -125,7 +126,7 @@ class Tuned(Contender):
 
     def processes(self) -> Mapping[str, list[psutil.Process]]:
         """Java's; those of the workers are forks of a process that all servers here have in common."""
-        return {"frontend": torchserve_roles(self._pid)["supervisor"]}
+        return {"frontend": [psutil.Process(self._pid)]}
 
 
 def first_requests(workload: Workload, profile: str, names: Sequence[str], repeats: int) -> dict[str, list[Slice]]:
@@ -133,28 +134,33 @@ def first_requests(workload: Workload, profile: str, names: Sequence[str], repea
     plan, found = Plan(), {name: list[Slice]() for name in names}
     for number, order in plan.shuffled(names, repeats):
         for name in order:
-            with Tuned(workload, profile, SETTINGS[name]) as server:
+            with Tuned(workload, profile, name) as server:
                 found[name].append(one_client(server, seconds=FIRST_S, number=number))
     return found
 
 
-def under_load(
-    workload: Workload, profile: str, names: Sequence[str], rounds: int, warm_up_s: float
-) -> dict[str, dict[int, list[Slice]]]:
-    """By name and number of connections."""
-    generator, plan, loads = Generator(find_wrk()), Plan(), (1, 64)
-    found = {name: {connections: list[Slice]() for connections in loads} for name in names}
+def under_load(plan: Plan, workload: Workload, profile: str, names: Sequence[str]) -> dict[str, dict[int, list[Slice]]]:
+    """Rounds of wrk, by name and number of connections."""
+    generator = Generator(find_wrk())
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(Tuned(workload, profile, SETTINGS[name])) for name in names}
-        for server in servers.values():
-            for connections in loads:
-                generator.closed(server, connections=connections, seconds=warm_up_s)
-        for number, order in plan.shuffled(names, rounds):
-            for name in order:
-                for connections in loads:
-                    part = generator.closed(servers[name], connections=connections, seconds=1.0, number=number)
-                    found[name][connections].append(part)
-    return found
+        servers = Arena({name: stack.enter_context(Tuned(workload, profile, name)) for name in names})
+        warm_up(plan, servers, generator, _ignore)
+        slices = run_rounds(plan, servers, generator, _ignore)
+    return {
+        name: {
+            connections: [
+                part
+                for part in slices
+                if (part.contender, part.load, part.connections) == (name, "closed", connections)
+            ]
+            for connections in plan.connections
+        }
+        for name in names
+    }
+
+
+def _ignore(_: str) -> None:
+    """No progress is shown."""
 
 
 def ratio(ours: Sequence[Slice], base: Sequence[Slice], figure: str) -> Estimate:
@@ -178,14 +184,15 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path, default=ARTIFACTS / "v0.2.0")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--starts", type=int, default=3, help="of each server alone, 0 for none")
-    parser.add_argument("--warm-up-s", type=float, default=8.0)
+    parser.add_argument("--warm-up-s", type=float, default=16.0)
     parser.add_argument("--setting", action="append", choices=list(SETTINGS), help="this one, and others named so")
     arguments = parser.parse_args()
     names = [AS_THEY_ARE, *(name for name in arguments.setting or SETTINGS if name != AS_THEY_ARE)]
     with tempfile.TemporaryDirectory(prefix="tuning-store-") as store:
         workload = prepare_workload(arguments.artifact, Path(store))
         first = first_requests(workload, arguments.profile, names, arguments.starts)
-        load = under_load(workload, arguments.profile, names, arguments.rounds, arguments.warm_up_s)
+        plan = Plan(connections=(1, 64), rounds=arguments.rounds, warm_up_s=arguments.warm_up_s, client_s=CLIENT_S)
+        load = under_load(plan, workload, arguments.profile, names)
     print(f"profile {arguments.profile}, {workload.version}; ratios to the settings as they are")
     for name in names[1:]:
         print(name)

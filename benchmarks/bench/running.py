@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.bench.arena import Arena, arena
 from benchmarks.bench.bulk import run_bulk
@@ -27,6 +27,7 @@ from benchmarks.contenders.catalog import chosen
 from benchmarks.contenders.workload import Workload, add_copies, prepare_workload
 
 Step = Callable[[str], None]
+Found = TypeVar("Found")
 SIDE_BY_SIDE = frozenset({"rounds", "arrivals", "bulk"})
 """Sections that need all contenders at once."""
 
@@ -42,13 +43,13 @@ class _Measured:
     runtimes: list[RuntimeSpeed] = field(default_factory=list)
     incomplete: dict[str, str] = field(default_factory=dict)
 
-    @contextmanager
-    def section(self, name: str, plan: Plan) -> Iterator[bool]:
-        """Whether `plan` has the section; what goes wrong in it is noted and does not cost the others their figures."""
+    def section(self, name: str, plan: Plan, measure: Callable[[], list[Found]]) -> list[Found]:
+        """What `measure` finds, if `plan` has the section; what goes wrong is noted and costs only its own figures."""
         try:
-            yield name in plan.sections
+            return measure() if name in plan.sections else []
         except (RuntimeError, OSError) as error:
             self.incomplete[name] = f"{type(error).__name__}: {error}"
+            return []
 
 
 def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
@@ -61,17 +62,16 @@ def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
         on_step(f"building {artifact.name}")
         workload = prepare_workload(artifact, Path(scratch))
         copies = add_copies(workload, _copies_needed(plan))
-        with measured.section("starts", plan) as wanted:
-            if wanted:
-                measured.starts = run_starts(plan, workload, copies[0], [kind.name for kind in kinds], on_step)
+        names = [kind.name for kind in kinds]
+        measured.starts = measured.section(
+            "starts", plan, lambda: run_starts(plan, workload, copies[0], names, on_step)
+        )
         if SIDE_BY_SIDE & set(plan.sections):
             _side_by_side(plan, kinds, workload, generator, measured, on_step)
-        with measured.section("sweeps", plan) as wanted:
-            if wanted:
-                measured.sweeps = run_sweeps(plan, workload, copies, generator, on_step)
-        with measured.section("runtimes", plan) as wanted:
-            if wanted:
-                measured.runtimes = run_runtimes(workload, on_step)
+        measured.sweeps = measured.section(
+            "sweeps", plan, lambda: run_sweeps(plan, workload, copies, generator, on_step)
+        )
+        measured.runtimes = measured.section("runtimes", plan, lambda: run_runtimes(workload, on_step))
     return Results(
         started=started,
         minutes=(time.monotonic() - clock) / 60,
@@ -105,16 +105,12 @@ def _side_by_side(
     with arena(kinds, workload, on_step) as found:
         measured.arena = found
         warm_up(plan, found, generator, on_step)
-        with measured.section("rounds", plan) as wanted:
-            if wanted:
-                measured.slices += run_rounds(plan, found, generator, on_step)
-        with measured.section("arrivals", plan) as wanted:
-            if wanted:
-                measured.slices += run_arrivals(plan, found, generator, measured.slices, on_step)
+        measured.slices = measured.section("rounds", plan, lambda: run_rounds(plan, found, generator, on_step))
+        measured.slices += measured.section(
+            "arrivals", plan, lambda: run_arrivals(plan, found, generator, measured.slices, on_step)
+        )
         measured.memory = {name: memory(contender) for name, contender in found.contenders.items()}
-        with measured.section("bulk", plan) as wanted:
-            if wanted:
-                measured.bulk = run_bulk(plan, found, workload, on_step)
+        measured.bulk = measured.section("bulk", plan, lambda: run_bulk(plan, found, workload, on_step))
         found.check_again()
 
 

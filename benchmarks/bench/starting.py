@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from benchmarks.bench.client import Client, closed_loop
@@ -16,8 +14,8 @@ from benchmarks.contenders.base import Contender, started
 from benchmarks.contenders.ours import Ours, OursRealtime
 from benchmarks.contenders.services import FastAPI2, HandWritten
 from benchmarks.contenders.workload import Workload
+from benchmarks.first_answer import FirstAnswer
 
-POLL_S = 0.005
 KINDS: tuple[type[Contender], ...] = (OursRealtime, FastAPI2, HandWritten)
 
 
@@ -46,7 +44,7 @@ def _start(plan: Plan, make: Callable[[], Contender], versions: int, repeat: int
         for earlier in asking:
             earlier.stop.set()
         contender = make()
-        asking.append(FirstAnswer(contender))
+        asking.append(FirstAnswer(contender.url, contender.workload.bodies[0].encode()))
         asking[-1].start()
         return contender
 
@@ -68,23 +66,3 @@ def _start(plan: Plan, make: Callable[[], Contender], versions: int, repeat: int
         failed=failed,
         latencies=Histogram.of_seconds(latencies),
     )
-
-
-class FirstAnswer(threading.Thread):
-    """Asks a contender from its launch on until it is answered: it may answer before it calls itself ready."""
-
-    def __init__(self, contender: Contender) -> None:
-        super().__init__(daemon=True)
-        self._contender = contender
-        self.launched = time.perf_counter()
-        self.answered = 0.0
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        with Client(self._contender.url) as client:
-            request = client.request(self._contender.workload.bodies[0].encode())
-            while not self.stop.wait(POLL_S):
-                with suppress(OSError, ValueError):
-                    if client.send(request).status == 200:
-                        self.answered = time.perf_counter()
-                        return

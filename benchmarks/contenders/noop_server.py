@@ -10,10 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
+from benchmarks.servers import loaded_torchserve
 from carla_policy_tools.configuration import choose_ports, load_profile, properties
 from carla_policy_tools.processes import stop_signals
-from carla_policy_tools.torchserve import ServerError, TorchServe
-from carla_policy_tools.workers.preloading import ForkServer
+from carla_policy_tools.torchserve import ServerError
 
 READY_FILE = "ready"
 
@@ -23,11 +23,8 @@ def main(directory: Path, version: str, profile_name: str) -> None:
     profile, ports = load_profile(profile_name), choose_ports(0, None, None, None)
     settings = properties(versions={version: profile}, promoted=version, ports=ports, store=directory / "store")
     try:
-        workers = ForkServer()
-        server = TorchServe(settings, ports, directory / "run", heap_mb=profile.jvm_heap_mb, workers=workers)
-        with stop_signals(_stop), workers, server:
-            server.configure()
-            server.wait_ready({version: profile.workers}, profile.startup_timeout_s)
+        loaded = loaded_torchserve(settings, ports, directory / "run", version=version, profile=profile)
+        with stop_signals(_stop), loaded:
             ready = directory / READY_FILE
             ready.with_suffix(".new").write_text(ports.url("inference"))
             ready.with_suffix(".new").rename(ready)

@@ -26,7 +26,6 @@ def draw_growth(samples: Sequence[Sample], requests_each: int, path: Path) -> No
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     figure = Figure(figsize=(9.0, 8.0), layout="constrained")
     memory, files, disk = figure.subplots(3, 1, sharex=True)
     counts = [requests_each * number for number in range(1, len(samples) + 1)]
@@ -40,4 +39,5 @@ def draw_growth(samples: Sequence[Sample], requests_each: int, path: Path) -> No
         axes.set(ylabel=label, ylim=(0, None), xlim=(0, counts[-1]))
         axes.legend(fontsize=8, frameon=False, ncols=2)
     disk.set(xlabel="requests; grey is the warm-up")
-    figure.savefig(path)
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path)

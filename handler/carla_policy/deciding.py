@@ -39,7 +39,7 @@ class Decider:
         """For each of `predictions`, whose rows follow one another in `evaluation`."""
         ends = list(itertools.accumulate([len(prediction.observations) for prediction in predictions]))
         spans = list(map(slice, [0, *ends], ends))
-        if all([prediction.is_plain for prediction in predictions]) and self._accepts(evaluation):  # noqa: C419
+        if all(prediction.is_plain for prediction in predictions) and self._accepts(evaluation):
             try:
                 return self._decide_together(predictions, spans, evaluation)
             except Exception:

@@ -14,7 +14,6 @@ from typing import Any
 from carla_policy.errors import InvalidOption, UnsupportedMediaType
 
 _OF_THE_BODY = ("content-type", "content-encoding")
-_NONE: frozenset[str] = frozenset()
 _OPTION_PREFIX, _OPTIONS = "x-policy-", ("x-request-start",)
 
 
@@ -23,10 +22,10 @@ def by_lower_case(received: Mapping[str, Any]) -> tuple[dict[str, str], frozense
 
     A parameter's own headers, which TorchServe mixes in, are left out.
     """
-    named = [(name.lower(), value) for name, value in received.items() if type(value) is str]
+    named = [(name.lower(), value) for name, value in received.items() if isinstance(value, str)]
     headers = dict(named)
     if len(headers) == len(named):
-        return headers, _NONE
+        return headers, frozenset()
     counts = Counter(name for name, _ in named)
     return headers, frozenset(name for name, count in counts.items() if count > 1)
 

@@ -102,7 +102,7 @@ class PolicyService:
         asked: list[int] = []
         for index, item in enumerate(items):
             if isinstance(item, Prediction):
-                if item.due is not None and _is_late(item):
+                if _is_late(item):
                     items[index] = guarded(self._answer_late, item)
                 elif self._breaker.allows(already_asked=bool(asked)):
                     asked.append(index)
@@ -139,7 +139,7 @@ class PolicyService:
         decided = self._decider.decide_all(predictions, evaluation)
         timings["decide"] = _ms_since(started)
         return [
-            guarded(self._answer_late, prediction) if prediction.due is not None and _is_late(prediction) else outcome
+            guarded(self._answer_late, prediction) if _is_late(prediction) else outcome
             for prediction, outcome in zip(predictions, decided, strict=True)
         ]
 

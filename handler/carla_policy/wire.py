@@ -80,13 +80,12 @@ class JsonReader:
         request = self._read_fast(body) or _read_strictly(body)
         observations = request["observations"]
         check_rows(len(observations), self._card)
-        state = None if self._codec is None and "state" not in request else _to_state(request, self._codec)
         return Draft(
             self._rows(observations),
             request.get("deterministic", True),
             request.get("seed"),
             request.get("log_prob", False),
-            state,
+            _to_state(request, self._codec),
         )
 
     def finish(self, drafts: Sequence[Draft]) -> list[Prediction | RequestError]:
@@ -165,11 +164,12 @@ def _read_strictly(body: bytes | bytearray) -> PredictRequest:
 
 
 def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray | None:
-    token, starts, rows = request.get("state"), request.get("episode_start", False), len(request["observations"])
+    token = request.get("state")
     if codec is None:
         if token is not None:
             raise InvalidState.at("state", "this version keeps no state; leave it out", "unexpected")
         return None
+    starts, rows = request.get("episode_start", False), len(request["observations"])
     if isinstance(starts, list) and len(starts) != rows:
         raise InvalidState.at("episode_start", f"expected a boolean, or one for each of {rows} observations", "length")
     start = np.broadcast_to(np.array(starts, np.bool_), (rows,))

@@ -110,8 +110,6 @@ def make_receive(busy_poll_s: float, clock: Callable[[], float] = time.perf_coun
 
     def receive(connection: socket.socket, size: int) -> bytes:
         nonlocal polls
-        if not busy_poll_s:
-            return connection.recv(size)
         began = clock()
         while polls and clock() - began < busy_poll_s:
             try:
