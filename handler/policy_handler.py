@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 import sys
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,16 @@ sys.dont_write_bytecode = True  # a worker's directory holds the archive's files
 
 from carla_policy import worker_protocol
 from carla_policy.answers import Answer
-from carla_policy.batch import COUNTERS, Batch, Request
+from carla_policy.batch import Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
 from carla_policy.headers import by_lower_case
 from carla_policy.loading import load_policy
+from carla_policy.metrics.constants import constants, zeros
+from carla_policy.metrics.emitter import Emitter
+from carla_policy.metrics.reporter import Reporter
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
+from carla_policy.version import CANDIDATE
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +44,7 @@ DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_
 MAX_RESPONSE_VARIABLE = "CARLA_POLICY_MAX_RESPONSE_BYTES"
 """Names the server's largest answer: TorchServe ends a worker that gives a larger one, and does not tell it."""
 
+_SOCKET_NUMBER = re.compile(r"\.ts\.sock\.([0-9]+)$")
 _SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
 """Request header to response header; TorchServe answers with an x-request-id of its own."""
@@ -45,7 +54,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     """initialize -> preprocess -> inference -> postprocess; no state of a request is kept on `self`."""
 
     service: PolicyService
-    counters: dict[str, Any]
+    reporter: Reporter
 
     def initialize(self, context: Context) -> None:
         """Load and self-test the version in the model directory; a version that fails never becomes ready.
@@ -54,6 +63,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         before the handler sees it), one thread for torch and its full float32 precision (importing TorchServe's base
         handler lowers it on GPUs that have TF32), and logging without a line per request.
         """
+        started = time.perf_counter()
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
@@ -74,9 +84,13 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             watch=Watch(prepare=lambda: torch.set_num_threads(1), on_hang=_end_process),
             max_answer_bytes=int(os.environ.get(MAX_RESPONSE_VARIABLE, DEFAULT_MAX_ANSWER_BYTES)),
         )
-        self.counters = _counters(context.metrics)
         if context.metrics is not None:
             context.metrics.add_time = _ignore
+            if CANDIDATE not in context.model_name:
+                emitter = Emitter(partial(_find_metric, context.metrics), (context.model_name, declared))
+                self.reporter = Reporter(self.service.recorder, emitter, _worker_label(sys.argv))
+                load_s = time.perf_counter() - started
+                self.reporter.start(itertools.chain(constants(loaded, load_s), zeros(loaded)))
         own = (context.model_yaml_config or {}).get("handler") or {}
         worker_protocol.install(otf_message_handler, worker_service, own.get("busyPollUs", 0) / 1e6)
         self.initialized = True
@@ -91,9 +105,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             _to_request(row, own, *named, context.get_request_id(index) or "")
             for index, (row, own, named) in enumerate(zip(data, received, headers, strict=True))
         ]
-        batch = self.inference(self.preprocess(requests))
-        self._count(batch)
-        answers = self.postprocess(batch)
+        answers = self.postprocess(self.inference(self.preprocess(requests)))
         for answer, (own, _), processor in zip(answers, headers, context.request_processor, strict=True):
             processor.report_status(answer.status, answer.phrase)
             processor.get_response_headers().update(
@@ -112,15 +124,6 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     def postprocess(self, data: Batch) -> list[Answer]:
         """Encode the answers."""
         return self.service.encode(data)
-
-    def _count(self, batch: Batch) -> None:
-        """Metrics of what was out of the ordinary; a batch of plain answers costs no line."""
-        card = self.service.loaded.policy.card
-        counts = batch.counts()
-        for (name, kind), count in counts.items():
-            if name in self.counters:
-                labels = [card.model_name, card.version, *([kind] if kind else [])]
-                self.counters[name].add_or_update(count, labels)
 
     def describe_handle(self) -> dict[str, Any]:
         """What `GET /models/carla_policy/<version>?customized=true` shows: the same as the `metadata` resource."""
@@ -142,15 +145,18 @@ def _ignore(*_: Any) -> None:
     """TorchServe's PredictionTime: a line for each batch, with the id of every request in it, which nobody reads."""
 
 
-def _counters(metrics: Any) -> dict[str, Any]:
-    """The counters that this server's metrics configuration has; another server's may lack them."""
-    counters = {}
-    for name in COUNTERS:
-        try:
-            counters[name] = metrics.get_metric(name, MetricTypes.COUNTER)
-        except (AttributeError, MetricsCacheKeyError):
-            logger.warning("%s is not counted: config/metrics.yaml is not this server's metrics_config", name)
-    return counters
+def _find_metric(metrics: Any, name: str, kind: str) -> Any:
+    """The metric `name` of this server, `None` if its metrics configuration does not list it."""
+    try:
+        return metrics.get_metric(name, MetricTypes(kind))
+    except MetricsCacheKeyError:
+        return None
+
+
+def _worker_label(arguments: Sequence[str]) -> str:
+    """Number of this worker on its server, from the name of the socket that TorchServe gives it."""
+    named = [_SOCKET_NUMBER.search(argument) for argument in arguments]
+    return next((match[1] for match in named if match), "0")
 
 
 def _is_describe(headers: dict[str, str]) -> bool:

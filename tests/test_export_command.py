@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import SAC
 
 from carla_policy_tools.client import request_body
 from carla_policy_tools.paths import PROJECT
+from tests.scraping import wait_until_counted
 from tests.servers import COMMAND, ServeProcess
 from tests.test_export_sb3 import OFF_POLICY, ON_POLICY, expected_controls, fresh_observations, train
 
@@ -137,13 +137,7 @@ def test_interventions_and_strange_observations_are_counted_by_version(server: S
     rows = fresh_observations(3)
     rows[1, 2] = 20.0
     assert [note["observation"] for note in ask(server, SAC_VERSION, rows)["ood"]] == [1]
-    name, deadline = "policy_ood_observations_total", 50
-    for _ in range(deadline):
-        page = requests.get(f"{server.ready['metrics']}/metrics", timeout=10).text
-        counted = [line for line in page.splitlines() if line.startswith(name) and f'"{SAC_VERSION}"' in line]
-        if counted:
-            break
-    assert float(counted[0].rsplit(" ", 1)[1]) >= 1
+    wait_until_counted(server, "policy_ood_observations_total", model_version=SAC_VERSION)
 
 
 def test_mistyped_commands_say_what_to_do(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from carla_policy_tools.client import request_body
 from carla_policy_tools.paths import ARTIFACTS, MODEL_NAME, archive_name
 from carla_policy_tools.urls import prediction_url
 from tests.conftest import SHIPPED
+from tests.scraping import wait_until_counted
 from tests.servers import ServeProcess
 
 LATEST = SHIPPED[-1]
@@ -220,14 +221,9 @@ def test_what_the_envelope_changes_is_answered_and_counted(server: ServeProcess,
     assert answer["actions"][0]["brake"] >= np.float32(0.3)
     assert answer["actions"][0]["steer"] >= np.float32(0.6)
     assert answer["ood"][0]["outside"] == ["speed"]
-    wanted = {
-        f'policy_interventions_total{{ModelName="carla_policy",model_version="{LATEST}",kind="{k}"' for k in kinds
-    }
-    for _ in range(100):
-        page = requests.get(f"{server.ready['metrics']}/metrics", timeout=10).text
-        if all(series in page for series in wanted):
-            break
-    assert all(series in page for series in wanted), page
+    for kind in kinds:
+        wait_until_counted(server, "policy_interventions_total", model_version=LATEST, kind=kind)
+    wait_until_counted(server, "policy_ood_observations_total", model_version=LATEST)
 
 
 def listed(models: str) -> set[str]:

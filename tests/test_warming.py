@@ -118,7 +118,11 @@ def test_ready_is_said_after_the_warm_up_which_counts_as_no_prediction(small_sto
         assert server.ready["warmup_requests"] >= ROUND * CLIENTS
         assert sum(per_version.values()) >= server.ready["warmup_requests"]
         assert min(per_version.values()) >= ROUND * CLIENTS / len(per_version)
-        assert "policy_interventions_total{" not in text
+        driven = [
+            line for line in text.splitlines() if line.startswith(("policy_requests_total{", "policy_rows_total{"))
+        ]
+        assert driven
+        assert {line.split()[-1] for line in driven} == {"0.0"}
         times = server.ready["startup_s"]
         assert list(times) == ["started", "verified", "loaded", "warm"]
         assert sorted(times.values()) == list(times.values())

@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     """What a prediction came to: the decision, how it was taken, and what the client is told beside it."""
 
     decision: Decision
+    actions: FloatArray | None = None
+    """The policy's own `[rows, dims]`, where it was asked."""
     deterministic: bool = True
     seed: int = 0
     """Of a stochastic action."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from carla_policy.answers import Outcome
 from carla_policy.errors import InternalFailure, RequestError
+from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource
 
 logger = logging.getLogger(__name__)
-
-INTERVENTIONS, OOD_OBSERVATIONS = COUNTERS = ("policy_interventions_total", "policy_ood_observations_total")
 
 
 class Request(NamedTuple):
@@ -42,16 +40,16 @@ class Batch:
     items: Sequence[Prediction | Resource | Outcome | Mapping[str, Any] | RequestError]
     started: float
     stage_ms: Mapping[str, float]
+    evaluations: Sequence[Evaluation] = ()
+    """What the policy made of the predictions that it was asked."""
 
-    def counts(self) -> Counter[tuple[str, str]]:
-        """By counter and kind: actions that the safety envelope changed, and observations unlike training."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for item in self.items:
-            if isinstance(item, Outcome):
-                counts.update((INTERVENTIONS, note.kind) for note in item.decision.interventions)
-                if item.novelty is not None and item.novelty.is_ood.any():
-                    counts[OOD_OBSERVATIONS, ""] += int(item.novelty.is_ood.sum())
-        return counts
+
+@dataclass
+class Work:
+    """What the passes for one batch took and gave so far."""
+
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
 
 def guarded(step: Callable[..., Any], *arguments: Any) -> Any:

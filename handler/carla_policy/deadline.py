@@ -44,11 +44,11 @@ def due(headers: Mapping[str, str], card_deadline_ms: float | None, arrived: flo
             message = f"expected milliseconds above 0 and up to {MAX_DEADLINE_MS:.0f}, got {text!a:.40}"
             raise InvalidOption.at(DEADLINE_HEADER, message, "float")
         wanted.append(float(text))
-    return arrived + min(wanted) / 1e3 - _age_s(headers.get(START_HEADER)) if wanted else None
+    return arrived + min(wanted) / 1e3 - age_s(headers.get(START_HEADER)) if wanted else None
 
 
-def _age_s(start: str | None) -> float:
-    """How old a request is; a start in the future or long ago is a clock that is wrong, and not believed."""
+def age_s(start: str | None) -> float:
+    """Seconds since `start`, a value of `x-request-start`; 0 if it is in the future or long ago: the clock is wrong."""
     match = _START.fullmatch(start.strip()) if start else None
     age = time.time() - int(match[1]) / 1e3 if match else 0.0
     return age if 0.0 <= age <= MAX_DEADLINE_MS / 1e3 else 0.0

@@ -60,6 +60,7 @@ class Decider:
         self._record(actions)
         return Outcome(
             decision=policy.decide(actions, evaluation),
+            actions=actions,
             deterministic=deterministic,
             seed=seed,
             novelty=evaluation.novelty,
@@ -84,6 +85,7 @@ class Decider:
         return [
             Outcome(
                 decision=decision,
+                actions=actions[span],
                 novelty=None if noted is None else noted.rows(span),
                 next_state=None if after is None else after[span],
                 binary=prediction.binary,

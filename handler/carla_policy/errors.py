@@ -139,6 +139,15 @@ class InternalFailure(RequestError):
     type = "INTERNAL"
 
 
+def error_types() -> dict[int, list[type[RequestError]]]:
+    """Every error that a request can be answered with, by status."""
+    found: dict[int, list[type[RequestError]]] = {}
+    for kind in globals().values():
+        if isinstance(kind, type) and issubclass(kind, RequestError) and "type" in vars(kind):
+            found.setdefault(kind.status, []).append(kind)
+    return dict(sorted(found.items()))
+
+
 class ArtifactError(ValueError):
     """Files of a version that must not be served; the message names the file.
 

@@ -87,6 +87,14 @@ class PredictAnswer(TypedDict):
     state: NotRequired[str]
 
 
+EpisodeReport = TypedDict(
+    "EpisodeReport",
+    {"return": Annotated[float, Field(ge=-1e9, le=1e9)], "length": Annotated[int, Field(ge=1, le=1_000_000_000)]},
+)
+"""An episode that has ended: the sum of its rewards, undiscounted, and its steps."""
+EpisodeReport.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+
+
 class ErrorAnswer(TypedDict):
     """Body of every answer with a status of 400 or more that the handler gives."""
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from carla_policy import errors
 from carla_policy.card import ModelCard
-from carla_policy.errors import RequestError
+from carla_policy.episodes import RESOURCE as EPISODES
+from carla_policy.errors import error_types
 from carla_policy.media import JSON_MEDIA_TYPE, NPY_MEDIA_TYPE
-from carla_policy.messages import ErrorAnswer, PredictAnswer, PredictRequest
+from carla_policy.messages import EpisodeReport, ErrorAnswer, PredictAnswer, PredictRequest
 
 RESOURCES = {
     "healthz": "Replays a golden vector.",
@@ -23,15 +23,6 @@ RESOURCES = {
 ARRAY = {"type": "string", "format": "binary"}
 
 
-def error_types() -> dict[int, list[type[RequestError]]]:
-    """Every error that a request can be answered with, by status."""
-    found: dict[int, list[type[RequestError]]] = {}
-    for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, RequestError) and "type" in vars(kind):
-            found.setdefault(kind.status, []).append(kind)
-    return dict(sorted(found.items()))
-
-
 def document(card: ModelCard) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the version with this card."""
     base = f"/predictions/{card.model_name}/{card.version}"
@@ -40,6 +31,7 @@ def document(card: ModelCard) -> dict[str, Any]:
         answer = {"description": "OK", "content": {JSON_MEDIA_TYPE: {"schema": {"type": "object"}}}}
         responses = {"200": answer, **_refusals((500, 503))}
         paths[f"{base}/{name}"] = {"get": {"operationId": _operation(name), "summary": summary, "responses": responses}}
+    paths[f"{base}/{EPISODES}"] = {"post": _report()}
     return {
         "openapi": "3.1.0",
         "info": {"title": card.model_name, "version": card.version, "description": card.description},
@@ -65,6 +57,16 @@ def _prediction(card: ModelCard) -> dict[str, Any]:
     }
 
 
+def _report() -> dict[str, Any]:
+    answer = {"description": "OK", "content": {JSON_MEDIA_TYPE: {"schema": {"type": "object"}}}}
+    return {
+        "operationId": EPISODES,
+        "summary": "Counts an episode that a client has driven.",
+        "requestBody": {"required": True, "content": {JSON_MEDIA_TYPE: {"schema": _ref("EpisodeReport")}}},
+        "responses": {"200": answer, **_refusals((400, 415, 422, 500, 503))},
+    }
+
+
 def _refusals(statuses: Iterable[int]) -> dict[str, Any]:
     kinds = error_types()
     return {
@@ -82,7 +84,7 @@ def _ref(name: str) -> dict[str, str]:
 
 def _schemas(card: ModelCard) -> dict[str, Any]:
     schemas: dict[str, Any] = {}
-    for message in (PredictRequest, PredictAnswer, ErrorAnswer):
+    for message in (PredictRequest, PredictAnswer, EpisodeReport, ErrorAnswer):
         schema = TypeAdapter(message).json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {})
         schemas[message.__name__] = schema

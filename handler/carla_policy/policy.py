@@ -23,11 +23,12 @@ from carla_policy.safety import Intervention, Mask, SafetyEnvelope
 class Evaluation:
     """What a policy makes of observations before it chooses an action; the arrays' first axis are the rows.
 
-    `unusable` says whose features are not finite, where any are. `next_state` is there for recurrent policies,
-    `novelty` where the card declares what is out of distribution.
+    `features` are what the network saw; `unusable` says whose are not finite, where any are. `next_state` is there for
+    recurrent policies, `novelty` where the card declares what is out of distribution.
     """
 
     observations: FloatArray
+    features: FloatArray
     unusable: Mask | None
     parameters: Mapping[str, FloatArray]
     next_state: FloatArray | None
@@ -39,6 +40,7 @@ class Evaluation:
     def rows(self, rows: slice | Mask) -> Evaluation:
         return Evaluation(
             self.observations[rows],
+            self.features[rows],
             None if self.unusable is None else self.unusable[rows],
             {name: values[rows] for name, values in self.parameters.items()},
             None if self.next_state is None else self.next_state[rows],
@@ -99,7 +101,7 @@ class Policy:
             anew = lost if unusable is None else lost | unusable
             after = np.where(anew[:, None], np.float32(0.0), after)
         novelty = self.detector(observations, features) if self.detector else None
-        return Evaluation(observations, unusable, outputs, after, novelty)
+        return Evaluation(observations, features, unusable, outputs, after, novelty)
 
     def select(self, parameters: Mapping[str, FloatArray], *, deterministic: bool, seed: int) -> FloatArray:
         """The policy's actions `[rows, dims]` for the rows of one request, within its bounds as in training."""

@@ -35,6 +35,19 @@ from carla_policy.specs import SafetySpec, SpeedCap, SteerLimit, SteerRate, Thro
 LOWEST, HIGHEST = np.array([0.0, 0.0, -1.0], np.float32), np.ones(3, np.float32)
 ZERO = np.float32(0.0)
 Mask = NDArray[np.bool_]
+KINDS = (
+    "fallback",
+    "ood",
+    "deadline",
+    "circuit_open",
+    "bounds",
+    "speed_cap",
+    "pedals",
+    "throttle_rate",
+    "steer_limit",
+    "steer_rate",
+)
+"""Of interventions, in the order of the steps."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from carla_policy import episodes
 from carla_policy.answers import Answer, AnswerEncoder, Outcome, Timing
-from carla_policy.batch import Batch, Request, guarded
+from carla_policy.batch import Batch, Request, Work, guarded
 from carla_policy.breaker import CircuitBreaker
 from carla_policy.deadline import Late, Watch, due
 from carla_policy.deciding import Decider
@@ -31,6 +33,8 @@ from carla_policy.headers import refuse_repeated
 from carla_policy.heads import draw_seed
 from carla_policy.loading import LoadedPolicy
 from carla_policy.media import NPY_MEDIA_TYPE, media_type
+from carla_policy.messages import EpisodeReport
+from carla_policy.metrics.recorder import Recorder
 from carla_policy.npy import parse_npy
 from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
@@ -75,6 +79,7 @@ class PolicyService:
         self._decider = Decider(loaded.policy, self._breaker)
         self._encoder = AnswerEncoder(card, self.state_codec)
         self._resources = Resources(loaded, self._breaker, self._watch)
+        self.recorder = Recorder(loaded, self._breaker)
 
     def metadata(self) -> Mapping[str, Any]:
         """What is served: the card, and what this worker made of it."""
@@ -98,7 +103,7 @@ class PolicyService:
         Sub-resources come last, so that no prediction waits for them.
         """
         items = list(batch.items)
-        timings = dict(batch.stage_ms)
+        work = Work(dict(batch.stage_ms))
         asked: list[int] = []
         for index, item in enumerate(items):
             if isinstance(item, Prediction):
@@ -110,34 +115,35 @@ class PolicyService:
                     items[index] = guarded(self._answer_while_open, item)
         if asked:
             predictions: list[Any] = [items[index] for index in asked]
-            answered = self._answer_all(predictions, timings)
+            answered = self._answer_all(predictions, work)
             for index, outcome in zip(asked, answered, strict=True):
                 items[index] = outcome
         if len(asked) < len(items):
             items = [guarded(item) if callable(item) else item for item in items]
-        return Batch(batch.requests, items, batch.started, timings)
+        return Batch(batch.requests, items, batch.started, work.stage_ms, work.evaluations)
 
     def encode(self, batch: Batch) -> list[Answer]:
         """Last stage: an answer for each request, in order. They leave together, so they took equally long."""
+        started = time.perf_counter()
         timing = Timing(batch.stage_ms, _ms_since(batch.started))
-        return [
+        answers = [
             self._encode_one(request, item, timing) for request, item in zip(batch.requests, batch.items, strict=True)
         ]
+        self.recorder.record(batch, answers, _ms_since(started))
+        return answers
 
-    def _answer_all(
-        self, predictions: Sequence[Prediction], timings: dict[str, float]
-    ) -> Sequence[Outcome | RequestError]:
+    def _answer_all(self, predictions: Sequence[Prediction], work: Work) -> Sequence[Outcome | RequestError]:
         try:
-            evaluation = self._evaluate(predictions, timings)
+            evaluation = self._evaluate(predictions, work)
         except Late:
             return [guarded(self._give_up, prediction) for prediction in predictions]
         except Exception:
             count = len(predictions)
             logger.exception("the network failed on a batch of %d predictions; trying each by itself", count)
-            return [guarded(self._predict_alone, prediction) for prediction in predictions]
+            return [guarded(self._predict_alone, prediction, work) for prediction in predictions]
         started = time.perf_counter()
         decided = self._decider.decide_all(predictions, evaluation)
-        timings["decide"] = _ms_since(started)
+        work.stage_ms["decide"] = _ms_since(started)
         return [
             guarded(self._answer_late, prediction) if _is_late(prediction) else outcome
             for prediction, outcome in zip(predictions, decided, strict=True)
@@ -147,6 +153,9 @@ class PolicyService:
         raise Draining("this server is about to stop and takes no new requests; send it to another, or again later")
 
     def _parse_one(self, request: Request, arrived: float) -> Draft | Prediction | Resource:
+        if request.resource == episodes.RESOURCE:
+            refuse_repeated(request.repeated)
+            return partial(self._note_episode, episodes.parse_report(request.body, request.headers))
         if request.body or not request.resource:
             # The path behind the version comes as a header, which clients can send too: a body asks for a prediction.
             refuse_repeated(request.repeated)
@@ -160,37 +169,44 @@ class PolicyService:
         if request.resource not in resources:
             raise UnknownResource(
                 f"{request.resource[:80]!a} is no resource of {self._card.version}; "
-                f"there are {', '.join(resources)}, and predictions at the version itself"
+                f"there are {', '.join(resources)}, {episodes.RESOURCE}, and predictions at the version itself"
             )
         return resources[request.resource]
 
-    def _evaluate(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> Evaluation:
+    def _note_episode(self, report: EpisodeReport) -> Mapping[str, Any]:
+        self.recorder.count_episode(report)
+        return {"status": "recorded", "version": self._card.version}
+
+    def _evaluate(self, predictions: Sequence[Prediction], work: Work) -> Evaluation:
         """Of the rows of all `predictions`; `Late` if there is none at the latest of their deadlines."""
         dues = [prediction.due for prediction in predictions if prediction.due is not None]
         if len(dues) < len(predictions):
-            return self._evaluate_now(predictions, timings)
+            return self._evaluate_now(predictions, work)
         latest = max(dues)
-        own: dict[str, float] = {}  # a pass that was given up may still write to it
+        own = Work()  # a pass that was given up may still write to it
         evaluation: Evaluation = self._watch.run(
             lambda: self._evaluate_now(predictions, own), latest - time.perf_counter()
         )
-        timings.update(own)
+        work.stage_ms |= own.stage_ms
+        work.evaluations += own.evaluations
         return evaluation
 
-    def _evaluate_now(self, predictions: Sequence[Prediction], timings: dict[str, float]) -> Evaluation:
+    def _evaluate_now(self, predictions: Sequence[Prediction], work: Work) -> Evaluation:
         started = time.perf_counter()
         observations = _joined([prediction.observations for prediction in predictions])
         features = self._policy.preprocessor(observations)
-        timings["preprocess"] = _ms_since(started)
+        work.stage_ms["preprocess"] = _ms_since(started)
         started = time.perf_counter()
         states = [prediction.state for prediction in predictions if prediction.state is not None]
         evaluation = self._policy.evaluate(observations, features, _joined(states) if states else None)
-        timings["infer"] = _ms_since(started)
+        work.stage_ms["infer"] = _ms_since(started)
+        work.evaluations.append(evaluation)
         return evaluation
 
-    def _predict_alone(self, prediction: Prediction) -> Outcome:
+    def _predict_alone(self, prediction: Prediction, work: Work) -> Outcome:
+        own = Work(evaluations=work.evaluations)
         try:
-            evaluation = self._evaluate([prediction], {})
+            evaluation = self._evaluate([prediction], own)
         except Late:
             return self._give_up(prediction)
         except Exception:

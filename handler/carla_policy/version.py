@@ -7,6 +7,10 @@ import re
 _SPELLING = re.compile(r"v(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 
 
+CANDIDATE = "-candidate-"
+"""In a model's name: a version that is tried before it is registered. Nobody drives with it: it has no metrics."""
+
+
 def check_version(text: str) -> str:
     """`text` itself if it is spelled `v1.2.3`, else `ValueError`."""
     if not _SPELLING.fullmatch(text):

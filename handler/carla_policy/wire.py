@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -26,13 +26,12 @@ from carla_policy.errors import (
     SchemaMismatch,
     ShapeMismatch,
 )
+from carla_policy.findings import MAX_FINDINGS, refusal
 from carla_policy.golden import FloatArray
 from carla_policy.messages import Observation, PredictRequest
 from carla_policy.prediction import MAX_DETAILS, Prediction, check_rows, listing, within_bounds
 from carla_policy.state import StateCodec
 
-MAX_FINDINGS = 1_000
-"""A body with more is refused without looking at each: that would take longer than reading it."""
 BYTES_PER_NUMBER = 40
 """A float64 written out takes up to 24, and 16 are for who puts each on a line of its own."""
 BYTES_PER_OBSERVATION = 200
@@ -160,7 +159,7 @@ def _read_strictly(body: bytes | bytearray) -> PredictRequest:
     try:
         return _REQUEST.validate_python(document)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error, _class_of) from None
 
 
 def _to_state(request: PredictRequest, codec: StateCodec | None) -> FloatArray | None:
@@ -193,14 +192,6 @@ def _wrong_lengths(observations: Sequence[Observation], sensors: int) -> Request
     return listing(ShapeMismatch, findings, len(wrong))
 
 
-def _refusal(error: ValidationError) -> RequestError:
-    if error.error_count() > MAX_FINDINGS:
-        return SchemaMismatch(f"body: {error.error_count()} fields do not fit a request; send observations and options")
-    errors = error.errors(include_url=False)
-    findings = [(_path(error["loc"]) or "body", _finding(error), error["type"]) for error in errors]
-    return listing(_class_of(errors[0]), findings, len(findings))
-
-
 def _class_of(error: ErrorDetails) -> type[RequestError]:
     loc, value = error["loc"], error["input"]
     if loc[:1] in (("deterministic",), ("seed",), ("log_prob",)):
@@ -212,27 +203,3 @@ def _class_of(error: ErrorDetails) -> type[RequestError]:
     if error["type"] == "float_type" and isinstance(value, int) and not isinstance(value, bool):
         return OutOfRange  # an integer that no float64 holds
     return SchemaMismatch
-
-
-_KINDS = {"dict_type": "an object", "list_type": "an array"}
-"""What JSON calls what pydantic names as Python does."""
-
-
-def _path(loc: Sequence[int | str]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    path = path.removeprefix(".")[:200]
-    return path if path.isprintable() else ascii(path)  # a client may call a field what it likes
-
-
-def _finding(error: ErrorDetails) -> str:
-    if error["type"] == "missing":
-        return "this field is required, but missing"
-    if error["type"] == "extra_forbidden":
-        return "not a field of a request; remove it"
-    wanted = _KINDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
-    return f"expected {wanted}, got {_what(error['input'])}"
-
-
-def _what(value: Any) -> str:
-    kind = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return kind.get(type(value), f"{value!r:.40}")

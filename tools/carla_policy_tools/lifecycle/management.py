@@ -10,6 +10,7 @@ from typing import Any
 import requests
 from requests.auth import AuthBase
 
+from carla_policy.version import CANDIDATE
 from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.paths import MODEL_NAME, archive_name
@@ -67,7 +68,7 @@ class Management:
 
     def candidate(self, version: str) -> Management:
         """The same server's management of `version` under a name that nobody asks."""
-        return Management(self._url, f"{MODEL_NAME}-candidate-{version}", self._auth)
+        return Management(self._url, f"{MODEL_NAME}{CANDIDATE}{version}", self._auth)
 
     def versions(self) -> dict[str, ServedVersion]:
         """Every version that the server has, also those without workers."""

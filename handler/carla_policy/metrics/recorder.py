@@ -1,0 +1,220 @@
+"""Takes down what became of each batch, and gives it back as increments of counters.
+
+A batch costs a few microseconds: numbers are copied into blocks, and summed up later, many at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from carla_policy import episodes
+from carla_policy.actions import CONTROLS, TableLayout
+from carla_policy.answers import Answer, Outcome
+from carla_policy.arrays import every
+from carla_policy.batch import Batch, Request
+from carla_policy.breaker import CircuitBreaker
+from carla_policy.deadline import START_HEADER, age_s
+from carla_policy.errors import RequestError
+from carla_policy.loading import LoadedPolicy
+from carla_policy.messages import EpisodeReport
+from carla_policy.metrics.block import Block, Columns
+from carla_policy.metrics.buckets import REQUESTS, SECONDS, STAGE_SECONDS, Histogram, bin_counts, bin_labels
+from carla_policy.metrics.spread import spread_of
+from carla_policy.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("parse", "preprocess", "infer", "decide", "encode")
+FALLBACK_KINDS = frozenset({"fallback", "ood", "deadline", "circuit_open"})
+"""Interventions that put the card's safe action in the place of the policy's."""
+SELECTIONS = ("deterministic", "stochastic")
+MAX_INDICES = 64
+"""Rows of an action table that are counted by themselves; the rest counts as `other`."""
+MAX_NORM = 1e9
+_NONE = "none"
+
+
+class Sample(NamedTuple):
+    """What to add to a counter, or the value of a gauge; `labels` without those that all metrics share."""
+
+    name: str
+    labels: tuple[str, ...]
+    value: float
+
+
+def choice_labels(policy: Policy) -> list[str]:
+    """The label of each row of the policy's action table; none where it has no table."""
+    rows = policy.layout.parameter_width if isinstance(policy.layout, TableLayout) else 0
+    return [str(row) if row < MAX_INDICES else "other" for row in range(rows)]
+
+
+class Recorder:
+    """Counts for one loaded policy. `record` and `count_episode` are called by who answers, `take` by who reports."""
+
+    def __init__(self, loaded: LoadedPolicy, breaker: CircuitBreaker) -> None:
+        policy = loaded.policy
+        self._lock = threading.Lock()
+        self._breaker = breaker
+        self._counts: defaultdict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+        self._request_seconds, self._queue_seconds = Histogram(SECONDS), Histogram(SECONDS)
+        self._batch_requests = Histogram(REQUESTS)
+        self._stage_seconds = {stage: Histogram(STAGE_SECONDS) for stage in STAGES}
+        self._spread = spread = spread_of(policy)
+        widths = dict.fromkeys(spread.parameters, policy.layout.parameter_width) if spread else {}
+        self._timings = Block({"ms": len(STAGES) + 2}, self._sum_up_timings, np.float64)
+        self._queued = Block({"seconds": 1}, self._sum_up_queued, np.float64)
+        self._evaluations = Block({"features": loaded.golden.features.shape[1], **widths}, self._sum_up_rows)
+        self._controls = {kind: Block({"controls": 3}, partial(self._sum_up_controls, kind)) for kind in SELECTIONS}
+        self._indices = choice_labels(policy)
+
+    def record(self, batch: Batch, answers: Sequence[Answer], encode_ms: float) -> None:
+        """Take down `batch`, which was answered with `answers`. Whatever goes wrong is logged: nobody waits for it."""
+        try:
+            with self._lock:
+                self._record(batch, answers, encode_ms)
+        except Exception:
+            logger.exception("a batch of %d requests is not in the metrics", len(answers))
+
+    def count_episode(self, report: EpisodeReport) -> None:
+        """Take down an episode that a client has driven."""
+        with self._lock:
+            self._counts["policy_episodes_total", ()] += 1
+            self._counts["policy_episode_steps_total", ()] += report["length"]
+            self._count_signed("policy_episode_return_total", (), report["return"])
+
+    def take(self) -> list[Sample]:
+        """What has changed since it was last asked, and the state of the circuit breaker."""
+        with self._lock:
+            for block in (self._timings, self._queued, self._evaluations, *self._controls.values()):
+                block.flush()
+            samples = [Sample(name, labels, value) for (name, labels), value in self._counts.items()]
+            self._counts.clear()
+            samples += self._taken("policy_request_seconds", (), self._request_seconds)
+            samples += self._taken("policy_queue_seconds", (), self._queue_seconds)
+            samples += self._taken("policy_batch_requests", (), self._batch_requests)
+            for stage, histogram in self._stage_seconds.items():
+                samples += self._taken("policy_stage_seconds", (stage,), histogram)
+        return [sample for sample in samples if sample.value]
+
+    @property
+    def circuit_state(self) -> float:
+        """0 closed or off, 1 half open, 2 open."""
+        return {"half_open": 1.0, "open": 2.0}.get(self._breaker.state, 0.0)
+
+    def _record(self, batch: Batch, answers: Sequence[Answer], encode_ms: float) -> None:
+        predictions = 0
+        answered: dict[bool, list[Outcome]] = {True: [], False: []}
+        for request, item, answer in zip(batch.requests, batch.items, answers, strict=True):
+            if request.resource and (not request.body or request.resource == episodes.RESOURCE):
+                continue  # no prediction
+            if isinstance(item, Outcome) and answer.status < 400:
+                answered[item.deterministic].append(item)
+                self._count_answer(item)
+            elif isinstance(item, Outcome | RequestError):
+                outcome = "failed" if answer.status >= 500 else "refused"
+                kind = item.type if isinstance(item, RequestError) else "BATCH_TOO_LARGE"
+                self._counts["policy_requests_total", (outcome, kind)] += 1
+            else:
+                continue
+            predictions += 1
+            if START_HEADER in request.headers:
+                self._queue(request, batch.started)
+        if not predictions:
+            return
+        for deterministic, outcomes in answered.items():
+            if outcomes:
+                self._add_controls(SELECTIONS[not deterministic], outcomes)
+        for evaluation in batch.evaluations:
+            columns = {"features": evaluation.features, **evaluation.parameters}
+            self._evaluations.add(len(evaluation), columns)
+        stages = [batch.stage_ms.get(stage, math.nan) for stage in STAGES[:-1]]
+        total_ms = (time.perf_counter() - batch.started) * 1e3
+        self._timings.add(1, {"ms": (*stages, encode_ms, total_ms, predictions)})
+
+    def _count_answer(self, item: Outcome) -> None:
+        rows, interventions = len(item.decision.controls), item.decision.interventions
+        if not interventions:
+            self._counts["policy_requests_total", ("ok", _NONE)] += 1
+            self._counts["policy_rows_total", ("policy",)] += rows
+        else:
+            changed = {note.observation for note in interventions}
+            replaced = {note.observation for note in interventions if note.kind in FALLBACK_KINDS}
+            self._counts["policy_requests_total", ("fallback" if replaced else "ok", _NONE)] += 1
+            self._counts["policy_rows_total", ("policy",)] += rows - len(changed)
+            self._counts["policy_rows_total", ("adjusted",)] += len(changed) - len(replaced)
+            self._counts["policy_rows_total", ("fallback",)] += len(replaced)
+            for note in interventions:
+                self._counts["policy_interventions_total", (note.kind,)] += 1
+        if item.novelty is not None:
+            self._counts["policy_ood_observations_total", ()] += int(item.novelty.is_ood.sum())
+        if self._indices and item.actions is not None:
+            self._count_choices(item.actions[:, 0])
+
+    def _count_choices(self, choices: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+        usable = choices[np.isfinite(choices)].astype(np.int64)
+        for index, count in enumerate(np.bincount(usable, minlength=len(self._indices))):
+            if count:
+                self._counts["policy_action_index_total", (self._indices[index],)] += int(count)
+
+    def _add_controls(self, selection: str, outcomes: list[Outcome]) -> None:
+        parts = [outcome.decision.controls for outcome in outcomes]
+        controls = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        self._controls[selection].add(len(controls), {"controls": controls})
+
+    def _queue(self, request: Request, started: float) -> None:
+        age = age_s(request.headers[START_HEADER]) - (time.perf_counter() - started)
+        self._queued.add(1, {"seconds": max(age, 0.0)})
+
+    def _count_signed(self, name: str, labels: tuple[str, ...], value: float) -> None:
+        self._counts[name, (*labels, "positive" if value >= 0.0 else "negative")] += abs(value)
+
+    def _sum_up_timings(self, columns: Columns) -> None:
+        *stages, total, requests = columns["ms"].T
+        for stage, values in zip(STAGES, stages, strict=True):
+            seconds = values[np.isfinite(values)] / 1e3
+            self._stage_seconds[stage].add(seconds, np.ones(len(seconds)))
+        self._request_seconds.add(total / 1e3, requests)
+        self._batch_requests.add(requests, np.ones(len(requests)))
+
+    def _sum_up_queued(self, columns: Columns) -> None:
+        seconds = columns["seconds"][:, 0]
+        self._queue_seconds.add(seconds, np.ones(len(seconds)))
+
+    def _sum_up_controls(self, selection: str, columns: Columns) -> None:
+        for column, control in enumerate(CONTROLS):
+            values = columns["controls"][:, column]
+            for label, count in zip(bin_labels(control), bin_counts(control, values), strict=True):
+                if count:
+                    self._counts["policy_actions_total", (selection, control, label)] += int(count)
+            for part in (values.clip(min=0.0), values.clip(max=0.0)):
+                total = float(part.sum(dtype=np.float64))
+                self._count_signed("policy_action_magnitude_total", (selection, control), total)
+
+    def _sum_up_rows(self, columns: Columns) -> None:
+        norms = np.sqrt(np.square(columns["features"], dtype=np.float64).sum(axis=1))
+        spread = self._spread.of(columns) if self._spread else np.empty((len(norms), 0))
+        usable = np.isfinite(norms) & np.isfinite(spread).all(axis=1)
+        if not every(usable):
+            norms, spread = norms[usable], spread[usable]
+        self._counts["policy_evaluated_rows_total", ()] += len(norms)
+        self._counts["policy_observation_norm_total", ()] += float(norms.clip(max=MAX_NORM).sum())
+        if self._spread:
+            sums = spread.clip(max=MAX_NORM).sum(axis=0)
+            for labels, value in zip(self._spread.labels, sums, strict=True):
+                self._counts[self._spread.metric, labels] += float(value)
+
+    @staticmethod
+    def _taken(name: str, labels: tuple[str, ...], histogram: Histogram) -> list[Sample]:
+        return [
+            Sample(f"{name}_{part}", (*labels, le) if part == "bucket" else labels, value)
+            for part, le, value in histogram.take()
+        ]
