@@ -152,7 +152,10 @@ def test_other_paths_are_not_found(probed: Probed, path: str) -> None:
     with probed.running():
         probed.find(GOOD)
         answer = probed.ask(path)
-        assert (answer.status_code, answer.json()) == (404, {"message": "there are /livez, /readyz and /startupz"})
+        assert (answer.status_code, answer.json()) == (
+            404,
+            {"message": "there are /livez, /readyz, /startupz and /metrics"},
+        )
 
 
 def test_other_methods_are_refused(probed: Probed) -> None:

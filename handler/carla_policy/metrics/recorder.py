@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +23,14 @@ from carla_policy.arrays import every
 from carla_policy.batch import Batch, Request
 from carla_policy.breaker import CircuitBreaker
 from carla_policy.deadline import START_HEADER, age_s
-from carla_policy.errors import RequestError
+from carla_policy.errors import BatchTooLarge, RequestError
+from carla_policy.golden import FloatArray
 from carla_policy.loading import LoadedPolicy
 from carla_policy.messages import EpisodeReport
-from carla_policy.metrics.block import Block, Columns
 from carla_policy.metrics.buckets import REQUESTS, SECONDS, STAGE_SECONDS, Histogram, bin_counts, bin_labels
+from carla_policy.metrics.pile import Pile
 from carla_policy.metrics.spread import spread_of
-from carla_policy.policy import Policy
+from carla_policy.policy import Decision, Evaluation, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ SELECTIONS = ("deterministic", "stochastic")
 MAX_INDICES = 64
 """Rows of an action table that are counted by themselves; the rest counts as `other`."""
 MAX_NORM = 1e9
-_NONE = "none"
 
 
 class Sample(NamedTuple):
@@ -57,6 +57,11 @@ def choice_labels(policy: Policy) -> list[str]:
     return [str(row) if row < MAX_INDICES else "other" for row in range(rows)]
 
 
+def _is_prediction(request: Request) -> bool:
+    """Whether a prediction was asked for, and not a sub-resource."""
+    return not request.resource or (bool(request.body) and request.resource != episodes.RESOURCE)
+
+
 class Recorder:
     """Counts for one loaded policy. `record` and `count_episode` are called by who answers, `take` by who reports."""
 
@@ -68,12 +73,20 @@ class Recorder:
         self._request_seconds, self._queue_seconds = Histogram(SECONDS), Histogram(SECONDS)
         self._batch_requests = Histogram(REQUESTS)
         self._stage_seconds = {stage: Histogram(STAGE_SECONDS) for stage in STAGES}
-        self._spread = spread = spread_of(policy)
-        widths = dict.fromkeys(spread.parameters, policy.layout.parameter_width) if spread else {}
-        self._timings = Block({"ms": len(STAGES) + 2}, self._sum_up_timings, np.float64)
-        self._queued = Block({"seconds": 1}, self._sum_up_queued, np.float64)
-        self._evaluations = Block({"features": loaded.golden.features.shape[1], **widths}, self._sum_up_rows)
-        self._controls = {kind: Block({"controls": 3}, partial(self._sum_up_controls, kind)) for kind in SELECTIONS}
+        self._spread = spread_of(policy)
+        self._timings: Pile[tuple[float, ...]] = Pile(self._sum_up_timings)
+        self._queued: Pile[float] = Pile(self._sum_up_queued)
+        self._evaluations: Pile[Evaluation] = Pile(self._sum_up_evaluations)
+        self._outcomes: dict[bool, Pile[Outcome]] = {
+            deterministic: Pile(partial(self._sum_up_actions, SELECTIONS[not deterministic]))
+            for deterministic in (True, False)
+        }
+        self._piles: tuple[Pile[Any], ...] = (
+            self._timings,
+            self._queued,
+            self._evaluations,
+            *self._outcomes.values(),
+        )
         self._indices = choice_labels(policy)
 
     def record(self, batch: Batch, answers: Sequence[Answer], encode_ms: float) -> None:
@@ -94,8 +107,8 @@ class Recorder:
     def take(self) -> list[Sample]:
         """What has changed since it was last asked, and the state of the circuit breaker."""
         with self._lock:
-            for block in (self._timings, self._queued, self._evaluations, *self._controls.values()):
-                block.flush()
+            for pile in self._piles:
+                pile.flush()
             samples = [Sample(name, labels, value) for (name, labels), value in self._counts.items()]
             self._counts.clear()
             samples += self._taken("policy_request_seconds", (), self._request_seconds)
@@ -112,96 +125,87 @@ class Recorder:
 
     def _record(self, batch: Batch, answers: Sequence[Answer], encode_ms: float) -> None:
         predictions = 0
-        answered: dict[bool, list[Outcome]] = {True: [], False: []}
         for request, item, answer in zip(batch.requests, batch.items, answers, strict=True):
-            if request.resource and (not request.body or request.resource == episodes.RESOURCE):
-                continue  # no prediction
             if isinstance(item, Outcome) and answer.status < 400:
-                answered[item.deterministic].append(item)
-                self._count_answer(item)
-            elif isinstance(item, Outcome | RequestError):
+                self._outcomes[item.deterministic].add(item, len(item.decision.controls))
+            elif isinstance(item, Outcome | RequestError) and _is_prediction(request):
                 outcome = "failed" if answer.status >= 500 else "refused"
-                kind = item.type if isinstance(item, RequestError) else "BATCH_TOO_LARGE"
+                kind = item.type if isinstance(item, RequestError) else BatchTooLarge.type
                 self._counts["policy_requests_total", (outcome, kind)] += 1
             else:
                 continue
             predictions += 1
             if START_HEADER in request.headers:
-                self._queue(request, batch.started)
+                age = age_s(request.headers[START_HEADER]) - (time.perf_counter() - batch.started)
+                self._queued.add(max(age, 0.0))
         if not predictions:
             return
-        for deterministic, outcomes in answered.items():
-            if outcomes:
-                self._add_controls(SELECTIONS[not deterministic], outcomes)
         for evaluation in batch.evaluations:
-            columns = {"features": evaluation.features, **evaluation.parameters}
-            self._evaluations.add(len(evaluation), columns)
+            self._evaluations.add(evaluation, len(evaluation))
         stages = [batch.stage_ms.get(stage, math.nan) for stage in STAGES[:-1]]
         total_ms = (time.perf_counter() - batch.started) * 1e3
-        self._timings.add(1, {"ms": (*stages, encode_ms, total_ms, predictions)})
-
-    def _count_answer(self, item: Outcome) -> None:
-        rows, interventions = len(item.decision.controls), item.decision.interventions
-        if not interventions:
-            self._counts["policy_requests_total", ("ok", _NONE)] += 1
-            self._counts["policy_rows_total", ("policy",)] += rows
-        else:
-            changed = {note.observation for note in interventions}
-            replaced = {note.observation for note in interventions if note.kind in FALLBACK_KINDS}
-            self._counts["policy_requests_total", ("fallback" if replaced else "ok", _NONE)] += 1
-            self._counts["policy_rows_total", ("policy",)] += rows - len(changed)
-            self._counts["policy_rows_total", ("adjusted",)] += len(changed) - len(replaced)
-            self._counts["policy_rows_total", ("fallback",)] += len(replaced)
-            for note in interventions:
-                self._counts["policy_interventions_total", (note.kind,)] += 1
-        if item.novelty is not None:
-            self._counts["policy_ood_observations_total", ()] += int(item.novelty.is_ood.sum())
-        if self._indices and item.actions is not None:
-            self._count_choices(item.actions[:, 0])
-
-    def _count_choices(self, choices: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-        usable = choices[np.isfinite(choices)].astype(np.int64)
-        for index, count in enumerate(np.bincount(usable, minlength=len(self._indices))):
-            if count:
-                self._counts["policy_action_index_total", (self._indices[index],)] += int(count)
-
-    def _add_controls(self, selection: str, outcomes: list[Outcome]) -> None:
-        parts = [outcome.decision.controls for outcome in outcomes]
-        controls = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._controls[selection].add(len(controls), {"controls": controls})
-
-    def _queue(self, request: Request, started: float) -> None:
-        age = age_s(request.headers[START_HEADER]) - (time.perf_counter() - started)
-        self._queued.add(1, {"seconds": max(age, 0.0)})
+        self._timings.add((*stages, encode_ms, total_ms, predictions))
 
     def _count_signed(self, name: str, labels: tuple[str, ...], value: float) -> None:
         self._counts[name, (*labels, "positive" if value >= 0.0 else "negative")] += abs(value)
 
-    def _sum_up_timings(self, columns: Columns) -> None:
-        *stages, total, requests = columns["ms"].T
+    def _sum_up_timings(self, timings: list[tuple[float, ...]]) -> None:
+        *stages, total, requests = np.array(timings).T
         for stage, values in zip(STAGES, stages, strict=True):
             seconds = values[np.isfinite(values)] / 1e3
             self._stage_seconds[stage].add(seconds, np.ones(len(seconds)))
         self._request_seconds.add(total / 1e3, requests)
         self._batch_requests.add(requests, np.ones(len(requests)))
 
-    def _sum_up_queued(self, columns: Columns) -> None:
-        seconds = columns["seconds"][:, 0]
-        self._queue_seconds.add(seconds, np.ones(len(seconds)))
+    def _sum_up_queued(self, seconds: list[float]) -> None:
+        self._queue_seconds.add(np.array(seconds), np.ones(len(seconds)))
 
-    def _sum_up_controls(self, selection: str, columns: Columns) -> None:
+    def _sum_up_actions(self, selection: str, outcomes: list[Outcome]) -> None:
+        controls = np.concatenate([outcome.decision.controls for outcome in outcomes])
+        plain, plain_rows = len(outcomes), len(controls)
+        for outcome in outcomes:
+            if outcome.decision.interventions:
+                plain, plain_rows = plain - 1, plain_rows - len(outcome.decision.controls)
+                self._count_interventions(outcome.decision)
+            if outcome.novelty is not None:
+                self._counts["policy_ood_observations_total", ()] += int(outcome.novelty.is_ood.sum())
+        self._counts["policy_requests_total", ("ok", "none")] += plain
+        self._counts["policy_rows_total", ("policy",)] += plain_rows
+        if self._indices:
+            self._count_choices([outcome.actions[:, 0] for outcome in outcomes if outcome.actions is not None])
         for column, control in enumerate(CONTROLS):
-            values = columns["controls"][:, column]
+            values = controls[:, column]
             for label, count in zip(bin_labels(control), bin_counts(control, values), strict=True):
-                if count:
-                    self._counts["policy_actions_total", (selection, control, label)] += int(count)
+                self._counts["policy_actions_total", (selection, control, label)] += int(count)
             for part in (values.clip(min=0.0), values.clip(max=0.0)):
                 total = float(part.sum(dtype=np.float64))
                 self._count_signed("policy_action_magnitude_total", (selection, control), total)
 
-    def _sum_up_rows(self, columns: Columns) -> None:
-        norms = np.sqrt(np.square(columns["features"], dtype=np.float64).sum(axis=1))
-        spread = self._spread.of(columns) if self._spread else np.empty((len(norms), 0))
+    def _count_interventions(self, decision: Decision) -> None:
+        changed = {note.observation for note in decision.interventions}
+        replaced = {note.observation for note in decision.interventions if note.kind in FALLBACK_KINDS}
+        self._counts["policy_requests_total", ("fallback" if replaced else "ok", "none")] += 1
+        self._counts["policy_rows_total", ("policy",)] += len(decision.controls) - len(changed)
+        self._counts["policy_rows_total", ("adjusted",)] += len(changed) - len(replaced)
+        self._counts["policy_rows_total", ("fallback",)] += len(replaced)
+        for note in decision.interventions:
+            self._counts["policy_interventions_total", (note.kind,)] += 1
+
+    def _count_choices(self, chosen: list[FloatArray]) -> None:
+        rows = np.concatenate([*chosen, np.empty(0, np.float32)])
+        usable = rows[np.isfinite(rows)].astype(np.int64)
+        for label, count in zip(self._indices, np.bincount(usable, minlength=len(self._indices)), strict=True):
+            self._counts["policy_action_index_total", (label,)] += int(count)
+
+    def _sum_up_evaluations(self, evaluations: list[Evaluation]) -> None:
+        features = np.concatenate([evaluation.features for evaluation in evaluations])
+        norms = np.sqrt(np.square(features, dtype=np.float64).sum(axis=1))
+        spread = np.empty((len(norms), 0))
+        if self._spread:
+            names = self._spread.parameters
+            spread = self._spread.of(
+                {name: np.concatenate([e.parameters[name] for e in evaluations]) for name in names}
+            )
         usable = np.isfinite(norms) & np.isfinite(spread).all(axis=1)
         if not every(usable):
             norms, spread = norms[usable], spread[usable]

@@ -10,7 +10,7 @@ from carla_policy.errors import ArtifactError
 from carla_policy_tools.lifecycle.endpoint import find_server
 from carla_policy_tools.lifecycle.promoting import golden_request
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
-from carla_policy_tools.lifecycle.status import observe
+from carla_policy_tools.lifecycle.status import Observation, observe
 
 GOLDEN_TIMEOUT_S = 1.0
 
@@ -21,6 +21,8 @@ class Health:
 
     alive: bool
     findings: tuple[str, ...]
+    seen: Observation | None = None
+    """Registry and server at that moment, if the server could be asked."""
 
     @property
     def ready(self) -> bool:
@@ -56,4 +58,4 @@ def check_health(registry_file: RegistryFile) -> Health:
         problem = golden_request(endpoint, default, GOLDEN_TIMEOUT_S)
         if problem:
             findings.append(f"{default}: {problem}")
-    return Health(True, tuple(findings))
+    return Health(True, tuple(findings), seen)

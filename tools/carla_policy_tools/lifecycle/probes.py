@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/startupz` of a served registry, for Kubernetes, load balancers and people."""
+"""`/livez`, `/readyz`, `/startupz` and `/metrics` of a served registry, for load balancers, Kubernetes and people."""
 
 from __future__ import annotations
 
@@ -45,12 +45,21 @@ class Probes:
 
     def answer(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and body for a probe."""
-        age = time.monotonic() - self._found_at
-        found = self._found if age <= MAX_AGE_S else Health(False, (f"health is not known since {age:.1f} s",))
+        found = self._known()
         green = {"/livez": found.alive, "/readyz": found.ready, "/startupz": self._started}.get(path)
         if green is None:
-            return 404, {"message": "there are /livez, /readyz and /startupz"}
+            return 404, {"message": "there are /livez, /readyz, /startupz and /metrics"}
         return (200 if green else 503), found.to_json()
+
+    def metrics(self) -> tuple[str, bytes]:
+        """Content type and body of `/metrics`."""
+        from carla_policy_tools.lifecycle import exporter
+
+        return exporter.CONTENT_TYPE, exporter.page(self._known(), self._registry_file)
+
+    def _known(self) -> Health:
+        age = time.monotonic() - self._found_at
+        return self._found if age <= MAX_AGE_S else Health(False, (f"health is not known since {age:.1f} s",))
 
     def _check(self) -> None:
         while not self._stop.is_set():
@@ -67,10 +76,14 @@ class Probes:
 def _handler(probes: Probes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, content = probes.answer(self.path.partition("?")[0])
-            body = json.dumps(content).encode() + b"\n"
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                status, (kind, body) = 200, probes.metrics()
+            else:
+                status, content = probes.answer(path)
+                kind, body = "application/json", json.dumps(content).encode() + b"\n"
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
