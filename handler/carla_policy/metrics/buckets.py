@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Histogram:
         self._weights[:] = self._sum = 0.0
 
 
+@cache
 def bin_labels(control: str) -> list[str]:
     """Names of the bins of `control`, their upper edges."""
     return [f"{round(edge, 1) + 0.0:g}" for edge in CONTROL_EDGES[control]]
