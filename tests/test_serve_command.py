@@ -186,11 +186,13 @@ def test_run_directory_of_another_server_is_refused(small_store: Path, run_dir: 
     [
         (["serve", "v7.7.7"], 1, "has no v7.7.7, only v1.9.0, v1.10.0"),
         (["serve", "v1.9.0", "--promote", "v1.10.0"], 1, "v1.10.0 is to be promoted, but only v1.9.0 are to be served"),
-        (["serve", "latest"], 1, "'vlatest' is not a version: expected vMAJOR.MINOR.PATCH"),
+        (["serve", "latest"], 1, "VERSIONS: expected versions such as v0.2.0, got ['latest']"),
         (["serve", "--profile", "fast"], 1, "there is no profile 'fast': choose one of realtime, throughput"),
         (["serve", "--port", "9090", "--management-port", "9090"], 1, "need a port each, got 9090, 9090, 9092, 9093"),
         (["predict", "--seed", "5"], 2, "--stochastic"),
         (["predict", "--file", "x.json", "--golden", "1"], 2, "a file is sent as it is"),
+        (["serve", "--host", "example.org"], 1, "--host: expected an IPv4 address, such as 0.0.0.0, or :: for all"),
+        (["serve", "--deployment", "prodution"], 1, "no deployment 'prodution' (did you mean production?)"),
         (["serve", "--port", "99999"], 2, "Try 'carla-policy serve --help' for help"),
     ],
 )

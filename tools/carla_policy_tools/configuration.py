@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import socket
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -16,10 +16,8 @@ from carla_policy.files import read_file
 from carla_policy.strict_yaml import MAX_BYTES as MAX_YAML_BYTES
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy.worker_protocol import MAX_BUSY_POLL_US
+from carla_policy_tools.addresses import ANY, ANY_IPV4, LOOPBACK, listening_socket, reached_at
 from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
-
-LOOPBACK = "127.0.0.1"
-
 
 MAX_BYTES = 2**31 - 1
 """TorchServe keeps sizes as signed 32-bit numbers."""
@@ -118,9 +116,9 @@ def load_profile(name: str) -> Profile:
 
 @dataclass(frozen=True)
 class Ports:
-    """TorchServe's five ports, and that of the probes.
+    """TorchServe's five ports, that of the probes, and the address at which predictions, metrics and probes are.
 
-    gRPC cannot be switched off, so it gets free ports on loopback.
+    Management stays on loopback, and so does gRPC, which cannot be switched off and gets free ports.
     """
 
     inference: int
@@ -129,14 +127,23 @@ class Ports:
     health: int
     grpc_inference: int
     grpc_management: int
+    host: str = LOOPBACK
+
+    def host_of(self, kind: str) -> str:
+        """The address on which `inference`, `management`, `metrics` or `health` listens."""
+        return LOOPBACK if kind == "management" else self.host
 
     def url(self, kind: str) -> str:
-        """`http://127.0.0.1:<port>` of `inference`, `management`, `metrics` or `health`."""
-        return f"http://{LOOPBACK}:{getattr(self, kind)}"
+        """`http://<address>:<port>` by which this machine reaches `inference`, `management`, `metrics` or `health`."""
+        return f"http://{reached_at(self.host_of(kind))}:{getattr(self, kind)}"
 
 
 def choose_ports(
-    inference: int, management: int | None = None, metrics: int | None = None, health: int | None = None
+    inference: int,
+    management: int | None = None,
+    metrics: int | None = None,
+    health: int | None = None,
+    host: str = LOOPBACK,
 ) -> Ports:
     """Ports to listen on: 0 means any free one, and the others follow inference unless given.
 
@@ -153,24 +160,20 @@ def choose_ports(
     sockets = []
     try:
         for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
-            sockets.append(bound(port, option))
-        return Ports(*(listener.getsockname()[1] for listener in sockets))
+            sockets.append(bound(port, option, LOOPBACK if option in ("management-port", "grpc") else host))
+        return replace(Ports(*(listener.getsockname()[1] for listener in sockets)), host=host)
     finally:
         for listener in sockets:
             listener.close()
 
 
-def bound(port: int, option: str) -> socket.socket:
-    """A socket that has `port` on this machine, 0 for any free one; `OSError` names the port and its option."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def bound(port: int, option: str, host: str = LOOPBACK) -> socket:
+    """A socket that has `port` at `host`, 0 for any free one; `OSError` names the port and its option."""
     try:
-        listener.bind((LOOPBACK, port))
+        return listening_socket(host, port)
     except (OSError, OverflowError) as error:
-        listener.close()
-        reason = f"port {port} on {LOOPBACK} cannot be used: {getattr(error, 'strerror', None) or error}"
+        reason = f"port {port} on {host} cannot be used: {getattr(error, 'strerror', None) or error}"
         raise OSError(f"{reason}; choose another with --{option}") from None
-    return listener
 
 
 def properties(
@@ -189,9 +192,7 @@ def properties(
     """
     limits = SizeLimits.of(versions.values())
     return read_properties(CONFIG_PROPERTIES) | {
-        "inference_address": ports.url("inference"),
-        "management_address": ports.url("management"),
-        "metrics_address": ports.url("metrics"),
+        **{f"{kind}_address": _binding(ports, kind) for kind in ("inference", "management", "metrics")},
         "grpc_inference_port": str(ports.grpc_inference),
         "grpc_management_port": str(ports.grpc_management),
         "metrics_config": str(CONFIG / "metrics.yaml"),
@@ -205,6 +206,12 @@ def properties(
         "default_startup_timeout": str(versions[promoted].startup_timeout_s),
         "model_snapshot": _snapshot(versions, promoted),
     }
+
+
+def _binding(ports: Ports, kind: str) -> str:
+    """An address as TorchServe reads it. It knows no IPv6, but what is bound to 0.0.0.0 there takes IPv6 as well."""
+    host = ports.host_of(kind)
+    return f"http://{ANY_IPV4 if host == ANY else host}:{getattr(ports, kind)}"
 
 
 def _token_mode(minutes: float | None) -> Mapping[str, str]:

@@ -13,3 +13,7 @@ Registry = Annotated[
     Path | None, typer.Option("--registry", help="The registry; `registry.json` in the store by default.")
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the history.")]
+Deployment = Annotated[
+    str | None,
+    typer.Option("--deployment", help="A deployment in config/deployments, or a .yaml file of your own; else local."),
+]

@@ -43,6 +43,9 @@ class Request:
     versions: Sequence[str] = ()
     promote: str | None = None
     profile: str | None = None
+    """Of all versions, noted in the registry."""
+    newcomers_profile: str | None = None
+    """Of versions that the registry does not know yet."""
     run_dir: Path | None = None
     frozen: bool = False
     token_minutes: float | None = None
@@ -79,7 +82,12 @@ def serve(
             leftovers.remove_copies()
             ports = request.ports()
             declaration = declare(
-                settle(registry_file, None), registry_file.store, request.versions, request.promote, request.profile
+                settle(registry_file, None),
+                registry_file.store,
+                request.versions,
+                request.promote,
+                request.profile,
+                request.newcomers_profile,
             )
             on_start(declaration)
             with _run_directory(request.run_dir) as directory:
@@ -139,7 +147,7 @@ def _run(
 
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
             announcement.say(endpoint)
-            outlasting.enter_context(Probes(registry_file, ports.health))
+            outlasting.enter_context(Probes(registry_file, ports.health, ports.host))
             digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
             times["verified"] = age_s()
             server.configure()
@@ -274,6 +282,7 @@ def describe(declaration: Declaration, endpoint: Endpoint) -> dict[str, object]:
         "status": "ready",
         "versions": list(declaration.profiles),
         "promoted": declaration.promoted,
+        "host": endpoint.ports.host,
         "inference": endpoint.ports.url("inference"),
         "management": endpoint.ports.url("management"),
         "metrics": endpoint.ports.url("metrics"),

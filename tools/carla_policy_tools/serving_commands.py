@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from carla_policy.version import parse_version
+from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.console import err, out, print_json
-from carla_policy_tools.options import Json, Registry, Store
+from carla_policy_tools.options import Deployment, Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name
 
 if TYPE_CHECKING:
+    from carla_policy_tools.lifecycle.endpoint import Endpoint
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.settings.resolving import Resolved
     from carla_policy_tools.tokens import Tokens
     from carla_policy_tools.workers.preloading import ForkServer
-
-DEFAULT_TOKEN_MINUTES = 60.0
 
 
 def serve(
@@ -29,12 +30,19 @@ def serve(
         typer.Argument(help="Versions for a new registry (all in the store by default), or to add to one."),
     ] = None,
     promote: Annotated[
-        str | None, typer.Option(help="With a new registry: version that answers where none is named; else the newest.")
+        str | None,
+        typer.Option(help="For a new registry: the version that answers where none is named; else the newest."),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="A profile in config/profiles, or a .yaml file of your own. At first: realtime.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port for predictions; 0 takes free ports.", min=0, max=65535)] = 8080,
+    deployment: Deployment = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address for predictions, metrics and health; 127.0.0.1 by default.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port for predictions, 8080 by default; 0 takes free ports.", min=0, max=65535)
+    ] = None,
     management_port: Annotated[
         int | None, typer.Option(help="Port for management; the next one by default.", min=0, max=65535)
     ] = None,
@@ -48,75 +56,72 @@ def serve(
         Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
     ] = None,
     frozen: Annotated[
-        bool, typer.Option("--frozen", help="No version joins or leaves: its management API is closed for that.")
-    ] = False,
+        bool | None,
+        typer.Option("--frozen/--no-frozen", help="No version joins or leaves: its management API is closed for that."),
+    ] = None,
     token_auth: Annotated[
-        bool, typer.Option("--token-auth", help="TorchServe asks for its keys: see key_file.json in the run directory.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--token-auth/--no-token-auth",
+            help="TorchServe asks for its keys: see key_file.json in the run directory.",
+        ),
+    ] = None,
     token_minutes: Annotated[
         float | None, typer.Option(help="What keys live for; renewed after three quarters. 60 by default.", min=0.1)
     ] = None,
-    store: Store = MODEL_STORE,
+    store: Annotated[Path | None, typer.Option(help="Directory of the archives.")] = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
     """Serve what the registry declares on this machine: ready when every worker is, until Ctrl-C.
 
     Without a registry, one is made of the versions in the store. Afterwards `register`, `promote`, `rollback` and
-    `retire` change it, and every start obeys it.
+    `retire` change it, and every start obeys it. What no option says is taken from the environment, then from the
+    deployment's file: `carla-policy config show` tells.
 
-    Example: `carla-policy serve --port 9080`
+    Examples: `carla-policy serve --port 9080`, `carla-policy serve --deployment production --host 0.0.0.0`
     """
+    flags = {name: value for name, value in locals().items() if name not in ("deployment", "as_json")}
     from carla_policy_tools.workers.preloading import ForkServer
 
-    if token_minutes is not None and not token_auth:
-        raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
     with ForkServer() as workers:  # first of all, since nothing takes longer
-        _serve(
-            workers,
-            as_json,
-            store,
-            registry,
-            port,
-            management_port,
-            metrics_port,
-            health_port,
-            versions=versions or (),
-            promote=promote,
-            profile=profile,
-            run_dir=run_dir,
-            frozen=frozen,
-            token_minutes=(token_minutes or DEFAULT_TOKEN_MINUTES) if token_auth else None,
-        )
+        from carla_policy_tools.settings.resolving import resolve
+
+        resolved = resolve(deployment, flags)
+        if token_minutes is not None and not resolved.settings.token_auth:
+            raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
+        _serve(workers, as_json, resolved, profile)
     if not as_json:
         err.print("stopped")
 
 
-def _serve(
-    workers: ForkServer,
-    as_json: bool,
-    store: Path,
-    registry: Path | None,
-    *ports: int | None,
-    **wanted: Any,
-) -> None:
+def _serve(workers: ForkServer, as_json: bool, resolved: Resolved, profile: str | None) -> None:
     from carla_policy_tools import serving
     from carla_policy_tools.configuration import choose_ports
     from carla_policy_tools.lifecycle.declaring import Declaration
-    from carla_policy_tools.lifecycle.endpoint import Endpoint
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.settings.notices import exposure
 
+    wanted = resolved.settings
     request = serving.Request(
-        registry_file=RegistryFile.of(store, registry),
-        ports=lambda: choose_ports(ports[0] or 0, *ports[1:]),
+        registry_file=RegistryFile.of(wanted.store, wanted.registry),
+        ports=lambda: choose_ports(
+            wanted.port, wanted.management_port, wanted.metrics_port, wanted.health_port, wanted.host
+        ),
+        versions=wanted.versions,
+        promote=wanted.promote,
+        profile=profile,
+        newcomers_profile=wanted.profile,
+        run_dir=wanted.run_dir,
+        frozen=wanted.frozen,
+        token_minutes=wanted.token_minutes if wanted.token_auth else None,
         workers=workers,
-        **wanted,
     )
     status = err.status("starting")
 
     def on_start(declaration: Declaration) -> None:
         status.update(f"starting {', '.join(declaration.profiles)}")
-        for notice in declaration.notices:
+        for notice in (*exposure(wanted), *declaration.notices):
             err.print(f"note: {notice}", markup=False)
 
     def on_ready(declaration: Declaration, endpoint: Endpoint) -> None:
@@ -129,6 +134,8 @@ def _serve(
         promoted = declaration.promoted
         observations, recurrent = golden_observations(endpoint.store / archive_name(promoted))
         out.print(f"ready: {', '.join(declaration.profiles)}; promoted: {promoted}; profile: {endpoint.profile}")
+        if endpoint.ports.host != LOOPBACK:
+            out.print(f"  listens on {endpoint.ports.host}, management on this machine only")
         for kind in ("inference", "management", "metrics", "health"):
             out.print(f"  {kind:<11}{endpoint.ports.url(kind)}")
         out.print(f"  logs       {endpoint.log_file}")
@@ -149,7 +156,9 @@ def _serve(
 
 def predict(
     version: Annotated[str | None, typer.Argument(help="Version to ask; the promoted one by default.")] = None,
-    url: Annotated[str, typer.Option(help="Base URL for predictions.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str | None, typer.Option(help="Base URL for predictions; the store's own server's, else port 8080 here.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
     ] = None,
@@ -179,12 +188,15 @@ def predict(
     from carla_policy_tools.tokens import Tokens
 
     asked = parse_version(version) if version else None
-    url = url if "://" in url else f"http://{url}"
     if file and (golden is not None or stochastic or seed is not None):
         raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
     if seed is not None and not stochastic:
         raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
-    auth = Tokens(key_file, "inference") if key_file else _auth_of(url, RegistryFile.of(store, registry))
+    own = _own_server(RegistryFile.of(store, registry))
+    if url is None:
+        url = own.ports.url("inference") if own else f"http://{LOOPBACK}:8080"
+    url = url if "://" in url else f"http://{url}"
+    auth = Tokens(key_file, "inference") if key_file else _auth_of(url, own)
     if file:
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     else:
@@ -207,21 +219,23 @@ def predict(
     out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
 
 
-def _auth_of(url: str, registry_file: RegistryFile) -> Tokens | None:
-    """The keys of a registry's own server, if it asks for them: they are for nobody else at another `url`."""
-    from carla_policy_tools.configuration import LOOPBACK
+def _own_server(registry_file: RegistryFile) -> Endpoint | None:
     from carla_policy_tools.lifecycle.endpoint import find_server
     from carla_policy_tools.lifecycle.registry import RegistryError
 
     try:
-        endpoint = find_server(registry_file)
+        return find_server(registry_file)
     except RegistryError:
         return None
-    asked = urlsplit(url)
-    own = endpoint is not None and (asked.hostname, asked.port) in [
-        (host, endpoint.ports.inference) for host in (LOOPBACK, "localhost")
-    ]
-    return endpoint.auth("inference") if endpoint and own else None
+
+
+def _auth_of(url: str, server: Endpoint | None) -> Tokens | None:
+    """The keys of a registry's own server, if it asks for them: they are for nobody else at another `url`."""
+    if server is None:
+        return None
+    asked, own = urlsplit(url), urlsplit(server.ports.url("inference"))
+    hosts = {own.hostname, "localhost"} if own.hostname == LOOPBACK else {own.hostname}
+    return server.auth("inference") if asked.hostname in hosts and asked.port == own.port else None
 
 
 VERBS = (serve, predict)

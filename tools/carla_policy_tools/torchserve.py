@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from carla_policy_tools.addresses import ANY_IPV4
 from carla_policy_tools.aot_cache import use_flags
 from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
@@ -163,6 +164,7 @@ class TorchServe:
             str(java.executable),
             *java.flags(self._heap_mb),
             *(use_flags(java, JAR) if self._java_flags is None else self._java_flags),
+            *(["-Djava.net.preferIPv4Stack=true"] if self.ports.host == ANY_IPV4 else []),  # else IPv6 as well
             f"-Dmodel_server_home={PACKAGE.parent}",
             f"-Djava.io.tmpdir={temp}",
             f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carla_policy.errors import ArtifactError
@@ -40,11 +40,13 @@ def declare(
     versions: Sequence[str] = (),
     promote: str | None = None,
     profile: str | None = None,
+    newcomers_profile: str | None = None,
 ) -> Declaration:
     """The registry rules; where it is empty, `versions` (default: all in the store) and `promote` (the newest) do.
 
-    Versions that are named later join those in the registry. `profile` is for all versions, if given. Raises
-    `ValueError` for a version that is not in the store.
+    Versions that are named later join those in the registry. `profile` is for all versions, if given, else
+    `newcomers_profile` for those that are not in the registry. Raises `ValueError` for a version that is not in the
+    store.
     """
     available = archived_versions(store)
     if not available and not registry.versions:
@@ -54,18 +56,26 @@ def declare(
     named = sorted({parse_version(version) for version in versions}, key=version_key)
     wanted = parse_version(promote) if promote else None
     chosen = profile_source(profile) if profile else None
+    first = chosen or (profile_source(newcomers_profile) if newcomers_profile else DEFAULT_PROFILE)
     if registry.versions:
-        return _join(registry, store, available, named, wanted, chosen)
+        declared = _join(registry, store, available, named, wanted, chosen, first)
+        return replace(declared, notices=(*declared.notices, *_other_profiles(registry, chosen, newcomers_profile)))
     named = named or available
     promoted = wanted or named[-1]
     _check_available(store, [*named, promoted], available)
     if promoted not in named:
         raise ValueError(f"{promoted} is to be promoted, but only {', '.join(named)} are to be served")
-    return Declaration(dict.fromkeys(named, chosen or DEFAULT_PROFILE), promoted, {}, tuple(named), 0, ())
+    return Declaration(dict.fromkeys(named, first), promoted, {}, tuple(named), 0, ())
 
 
 def _join(
-    registry: Registry, store: Path, available: list[str], named: list[str], wanted: str | None, chosen: str | None
+    registry: Registry,
+    store: Path,
+    available: list[str],
+    named: list[str],
+    wanted: str | None,
+    chosen: str | None,
+    first: str,
 ) -> Declaration:
     retired = {event.version for event in registry.history if event.verb == "retire"}
     notices = []
@@ -96,7 +106,7 @@ def _join(
     return Declaration(
         profiles={
             **{version: chosen or known.profile for version, known in registry.versions.items()},
-            **dict.fromkeys(newcomers, chosen or DEFAULT_PROFILE),
+            **dict.fromkeys(newcomers, first),
         },
         promoted=registry.promoted,
         digests={version: known.digest for version, known in registry.versions.items()},
@@ -104,6 +114,18 @@ def _join(
         sequence=registry.sequence,
         notices=tuple(notices),
     )
+
+
+def _other_profiles(registry: Registry, chosen: str | None, first: str | None) -> list[str]:
+    """What to say where the registry's profiles stay, though the deployment names another."""
+    if chosen or first is None:
+        return []
+    others = [version for version, known in registry.versions.items() if known.profile != profile_source(first)]
+    return [
+        f"{version} keeps the profile {registry.versions[version].profile} of the registry; "
+        f"`carla-policy serve --profile {first}` changes that for all versions"
+        for version in others
+    ]
 
 
 def recorded(

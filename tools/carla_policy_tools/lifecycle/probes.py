@@ -6,9 +6,10 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import socket
 from typing import Any
 
-from carla_policy_tools.configuration import LOOPBACK
+from carla_policy_tools.addresses import LOOPBACK, listening_socket
 from carla_policy_tools.lifecycle.health import Health, check_health
 from carla_policy_tools.lifecycle.registry import RegistryFile
 
@@ -21,15 +22,14 @@ golden request it keeps a failure from being hidden for more than two seconds.""
 class Probes:
     """Checks health in the background and answers probes with what it found last. Use as a context manager."""
 
-    def __init__(self, registry_file: RegistryFile, port: int) -> None:
+    def __init__(self, registry_file: RegistryFile, port: int, host: str = LOOPBACK) -> None:
         self._registry_file = registry_file
         self._stop = threading.Event()
         self._found = Health(False, ("not checked yet",))
         self._found_at = time.monotonic()
         self._started = False
         self._checker = threading.Thread(target=self._check, name="health", daemon=True)
-        self._server = ThreadingHTTPServer((LOOPBACK, port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(listening_socket(host, port), _handler(self))
         self._listener = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="probes", daemon=True)
 
     def __enter__(self) -> Probes:
@@ -71,6 +71,16 @@ class Probes:
             self._found_at = started
             self._started = self._started or self._found.ready
             self._stop.wait(INTERVAL_S)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_activate()
 
 
 def _handler(probes: Probes) -> type[BaseHTTPRequestHandler]:

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from carla_policy_tools.configuration import LOOPBACK, bound
+from carla_policy_tools.addresses import LOOPBACK
+from carla_policy_tools.configuration import bound
 from carla_policy_tools.paths import CONFIG
 from carla_policy_tools.processes import END_WITH_PARENT
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
