@@ -29,6 +29,7 @@ from carla_policy.batch import Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
 from carla_policy.headers import by_lower_case
+from carla_policy.level_file import follow_level_file
 from carla_policy.loading import load_policy
 from carla_policy.metrics.constants import constants, zeros
 from carla_policy.metrics.emitter import Emitter
@@ -67,6 +68,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
+        follow_level_file()
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         try:

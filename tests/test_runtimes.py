@@ -16,7 +16,8 @@ import torch
 from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.runtimes import Signature, load_runtime
-from carla_policy.runtimes.torch import DEVICE_VARIABLE, load_torch
+from carla_policy.runtimes.device import DEVICE_VARIABLE
+from carla_policy.runtimes.torch import load_torch
 from carla_policy_tools.artifact import load_artifact, seal
 from carla_policy_tools.export.choices import FILE_OF_RUNTIME
 from carla_policy_tools.export.serialization import write_network

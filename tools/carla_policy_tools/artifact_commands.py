@@ -9,11 +9,14 @@ import typer
 
 from carla_policy_tools.console import err, out, parity_table, print_json
 from carla_policy_tools.options import Json, Store
-from carla_policy_tools.paths import MODEL_STORE, naming
+from carla_policy_tools.paths import ARTIFACTS, MODEL_STORE, naming
 
 
 def build(
-    artifacts: Annotated[list[Path], typer.Argument(help="Artifact directories, each named like its version.")],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Artifact directories, each named like its version; by default all of the artifact_dir."),
+    ] = None,
     store: Store = MODEL_STORE,
     sign_with: Annotated[
         Path | None, typer.Option("--sign", help="Private key to sign the archives with, as `keygen` wrote it.")
@@ -22,14 +25,14 @@ def build(
 ) -> None:
     """Pack artifacts into archives, verify each in a process of its own, and sign them if a key is given.
 
-    Example: `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0 --sign release.key`
+    Examples: `carla-policy build`, `carla-policy build artifacts/v0.1.0 artifacts/v0.2.0 --sign release.key`
     """
     from carla_policy_tools.build import build as build_archive
     from carla_policy_tools.keys import load_signing_key
 
     signing_key = load_signing_key(sign_with) if sign_with else None
     results = []
-    for artifact in artifacts:
+    for artifact in artifacts or _all_artifacts():
         with err.status(f"building {artifact}"), naming(artifact):
             result = build_archive(artifact, store, signing_key)
         results.append(
@@ -39,6 +42,14 @@ def build(
             _print_verification(results[-1], "unchanged" if result.unchanged else "built")
     if as_json:
         print_json({"builds": results})
+
+
+def _all_artifacts() -> list[Path]:
+    from carla_policy_tools.settings.artifacts import artifacts_in
+    from carla_policy_tools.settings.resolving import resolve
+
+    resolved = resolve()
+    return artifacts_in(resolved.settings.artifact_dir or ARTIFACTS, resolved.sources["artifact_dir"])
 
 
 def verify(

@@ -52,6 +52,10 @@ class Profile(BaseModel):
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Paths of public keys, in the file relative to it; if there are any, one of them must have signed each archive."""
 
+    def with_workers(self, workers: int | None) -> Profile:
+        """This profile with so many workers, where a deployment says how many."""
+        return self if workers is None else self.model_copy(update={"workers": workers})
+
     def model_config_yaml(self) -> bytes:
         """What TorchServe 0.12 takes from the `model-config.yaml` of an archive, and from nowhere else or not reliably.
 
@@ -184,11 +188,12 @@ def properties(
     store: Path,
     frozen: bool = False,
     token_minutes: float | None = None,
+    gpus: bool = True,
 ) -> Mapping[str, str]:
     """The checked-in `config.properties`, with the addresses, the store, the limits and the versions to load.
 
     With `frozen`, the management API neither registers nor unregisters. With `token_minutes`, TorchServe asks for keys,
-    which live for so long.
+    which live for so long. Without `gpus` it gives workers none, though the machine may have some.
     """
     limits = SizeLimits.of(versions.values())
     return read_properties(CONFIG_PROPERTIES) | {
@@ -199,6 +204,7 @@ def properties(
         "model_store": str(store.resolve()),
         **({"enable_model_api": "false"} if frozen else {}),
         **_token_mode(token_minutes),
+        **({} if gpus else {"number_of_gpu": "0"}),
         "max_request_size": str(limits.request),
         "max_response_size": str(limits.response),
         "job_queue_size": str(versions[promoted].queue_size),

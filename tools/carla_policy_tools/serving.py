@@ -27,6 +27,9 @@ from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, t
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.processes import STOP_SIGNALS, age_s, stop_signals
+from carla_policy_tools.settings.effects import worker_environment, write_log_level
+from carla_policy_tools.settings.model import Device, LogLevel
+from carla_policy_tools.settings.resolving import Resolved
 from carla_policy_tools.torchserve import STOP_TIMEOUT_S, ServerError, TorchServe
 from carla_policy_tools.workers.preloading import ForkServer
 
@@ -48,6 +51,14 @@ class Request:
     """Of versions that the registry does not know yet."""
     run_dir: Path | None = None
     frozen: bool = False
+    heap_mb: int | None = None
+    """Of Java for bodies, in place of what profiles say."""
+    worker_count: int | None = None
+    """Of each version, in place of what its profile says."""
+    device: Device = "auto"
+    log_level: LogLevel = "info"
+    resolved: Resolved | None = None
+    """The settings that all this was taken from, to be announced."""
     token_minutes: float | None = None
     """For which TorchServe's keys live, where it is to ask for them."""
     workers: ForkServer | None = None
@@ -100,6 +111,8 @@ def serve(
                     frozen=request.frozen,
                     token_auth=request.token_minutes is not None,
                     run_dir=directory,
+                    workers=request.worker_count,
+                    **(request.resolved.announced() if request.resolved else {}),
                 )
                 announcement.say(endpoint)
                 _run(request, declaration, announcement, endpoint, on_ready, on_trouble)
@@ -116,7 +129,7 @@ def _run(
     on_trouble: Callable[[str], None],
 ) -> None:
     registry_file, ports = request.registry_file, endpoint.ports
-    settings = declaration.settings()
+    settings = declaration.settings(request.worker_count)
     shutil.rmtree(endpoint.store, ignore_errors=True)
     endpoint.store.mkdir()
     started = properties(
@@ -126,12 +139,15 @@ def _run(
         store=endpoint.store,
         frozen=endpoint.frozen,
         token_minutes=request.token_minutes,
+        gpus=request.device != "cpu",
     )
+    write_log_level(endpoint.run_dir, request.log_level)
     torchserve = TorchServe(
         started,
         ports,
         endpoint.run_dir,
-        heap_mb=max(profile.jvm_heap_mb for profile in settings.values()),
+        heap_mb=request.heap_mb or max(profile.jvm_heap_mb for profile in settings.values()),
+        environment=worker_environment(request.device, request.log_level, endpoint.run_dir),
         token_auth=endpoint.token_auth,
         workers=request.workers,
         java_flags=request.java_flags,

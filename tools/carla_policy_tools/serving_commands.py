@@ -52,6 +52,19 @@ def serve(
     health_port: Annotated[
         int | None, typer.Option(help="Port for /livez and /readyz; the third after it by default.", min=0, max=65535)
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers of each version, instead of what its profile says.", min=1, max=256)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda: where policies run. auto by default.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error or critical; info by default.")
+    ] = None,
+    jvm_heap_mb: Annotated[
+        int | None, typer.Option(help="Memory for bodies of requests in MiB, instead of what profiles say.", min=64)
+    ] = None,
+    artifact_dir: Annotated[
+        Path | None, typer.Option(help="Artifacts in it that have no archive in the store yet are built first.")
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Directory for logs and temporary files; kept. By default a temporary one.")
     ] = None,
@@ -84,25 +97,31 @@ def serve(
     flags = {name: value for name, value in locals().items() if name not in ("deployment", "as_json")}
     from carla_policy_tools.workers.preloading import ForkServer
 
-    with ForkServer() as workers:  # first of all, since nothing takes longer
+    with ForkServer() as fork_server:  # first of all, since nothing takes longer
         from carla_policy_tools.settings.resolving import resolve
 
         resolved = resolve(deployment, flags)
         if token_minutes is not None and not resolved.settings.token_auth:
             raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
-        _serve(workers, as_json, resolved, profile)
+        _serve(fork_server, as_json, resolved, profile)
     if not as_json:
         err.print("stopped")
 
 
-def _serve(workers: ForkServer, as_json: bool, resolved: Resolved, profile: str | None) -> None:
+def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: str | None) -> None:
     from carla_policy_tools import serving
     from carla_policy_tools.configuration import choose_ports
     from carla_policy_tools.lifecycle.declaring import Declaration
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.settings.effects import check_device
     from carla_policy_tools.settings.notices import exposure
 
     wanted = resolved.settings
+    check_device(wanted.device, resolved.sources["device"])
+    if wanted.artifact_dir:
+        from carla_policy_tools.settings.artifacts import build_missing
+
+        build_missing(wanted.artifact_dir, wanted.store, resolved.sources["artifact_dir"], lambda said: err.print(said))
     request = serving.Request(
         registry_file=RegistryFile.of(wanted.store, wanted.registry),
         ports=lambda: choose_ports(
@@ -114,8 +133,13 @@ def _serve(workers: ForkServer, as_json: bool, resolved: Resolved, profile: str 
         newcomers_profile=wanted.profile,
         run_dir=wanted.run_dir,
         frozen=wanted.frozen,
+        heap_mb=wanted.jvm_heap_mb,
+        worker_count=wanted.workers,
+        device=wanted.device,
+        log_level=wanted.log_level,
+        resolved=resolved,
         token_minutes=wanted.token_minutes if wanted.token_auth else None,
-        workers=workers,
+        workers=fork_server,
     )
     status = err.status("starting")
 

@@ -28,6 +28,7 @@ from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import CONFIG, KEY_FILE
 from carla_policy_tools.processes import END_WITH_PARENT, server_environment
+from carla_policy_tools.settings.effects import LOG_CONFIG
 from carla_policy_tools.worker_log import is_death, load_failure
 
 if TYPE_CHECKING:
@@ -69,20 +70,23 @@ class TorchServe:
         *,
         heap_mb: int,
         token_auth: bool = False,
+        environment: Mapping[str, str] | None = None,
         workers: ForkServer | None = None,
         java_flags: Sequence[str] | None = None,
         stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         """`heap_mb` is a profile's `jvm_heap_mb`; with `token_auth` the server asks for its keys.
 
-        `workers` is what workers are forks of; without it each is started by itself. `java_flags` stand in place of
-        those that use the ahead-of-time cache.
+        `environment` is set for the server and its workers, on top of this process's own. `workers` is what workers
+        are forks of; without it each is started by itself. `java_flags` stand in place of those that use the
+        ahead-of-time cache.
         """
         self.ports = ports
         self._token_auth = token_auth
         self._heap_mb = heap_mb
         self.run_dir = run_dir
         self._settings = settings
+        self._environment = environment or {}
         self._workers = workers
         self._java_flags = java_flags
         self._stop_timeout_s = stop_timeout_s
@@ -130,6 +134,7 @@ class TorchServe:
         python = self._workers.python(temp) if self._workers else Path(sys.executable)
         environment = {
             **server_environment(),
+            **self._environment,
             "TMPDIR": str(temp),
             "TEMP": str(temp),
             "LOG_LOCATION": str(logs),
@@ -158,6 +163,12 @@ class TorchServe:
         self._reader = threading.Thread(target=self._read_output, name="torchserve-output", daemon=True)
         self._reader.start()
 
+    @property
+    def _log_config(self) -> Path:
+        """The run directory's own, which `serve` writes there, else the project's."""
+        own = self.run_dir.absolute() / LOG_CONFIG
+        return own if own.exists() else CONFIG / LOG_CONFIG
+
     def _command(self, temp: Path, python: Path) -> list[str]:
         java = find_java()
         return [
@@ -167,7 +178,7 @@ class TorchServe:
             *(["-Djava.net.preferIPv4Stack=true"] if self.ports.host == ANY_IPV4 else []),  # else IPv6 as well
             f"-Dmodel_server_home={PACKAGE.parent}",
             f"-Djava.io.tmpdir={temp}",
-            f"-Dlog4j.configurationFile={(CONFIG / 'log4j2.xml').as_uri()}",
+            f"-Dlog4j.configurationFile={self._log_config.as_uri()}",
             "-cp",
             str(JAR),
             "org.pytorch.serve.ModelServer",

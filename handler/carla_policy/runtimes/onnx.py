@@ -15,16 +15,18 @@ import numpy as np
 from carla_policy.errors import ArtifactError
 from carla_policy.files import read_file
 from carla_policy.golden import FloatArray
+from carla_policy.runtimes.device import DEVICE_VARIABLE, wanted_device
 from carla_policy.runtimes.tiling import Runtime, Signature
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 """Of operators that the ONNX standard describes."""
 MAX_BYTES = 1 << 30
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntime(Runtime):
     def __init__(self, session: Any, signature: Signature, tile: int) -> None:
-        super().__init__(signature, tile, "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu")
+        super().__init__(signature, tile, "cuda" if _CUDA in session.get_providers() else "cpu")
         self._session = session
         self._input_names = [node.name for node in session.get_inputs()]
 
@@ -55,9 +57,18 @@ def load_onnx(path: Path, signature: Signature, tile: int) -> OnnxRuntime:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    providers = _providers(wanted_device(), onnxruntime.get_available_providers())
     return OnnxRuntime(onnxruntime.InferenceSession(data, options, providers), signature, tile)
+
+
+def _providers(device: str, available: Sequence[str]) -> list[str]:
+    """What onnxruntime is to use for `device`; `ArtifactError` where a GPU is asked for and its build knows none."""
+    if device == "cuda" and _CUDA not in available:
+        raise ArtifactError(
+            f"{DEVICE_VARIABLE}=cuda: this onnxruntime knows no CUDA, only {', '.join(available)}; install "
+            "onnxruntime-gpu, or ask for auto or cpu"
+        )
+    return [*([_CUDA] if device != "cpu" and _CUDA in available else []), "CPUExecutionProvider"]
 
 
 def _check_graph(name: str, model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,8 @@ import torch
 
 from carla_policy.errors import ArtifactError
 from carla_policy.golden import FloatArray
+from carla_policy.runtimes.device import DEVICE_VARIABLE, wanted_device
 from carla_policy.runtimes.tiling import Runtime, Signature
-
-DEVICE_VARIABLE = "CARLA_POLICY_DEVICE"
 
 
 class TorchRuntime(Runtime):
@@ -52,9 +50,7 @@ class TorchRuntime(Runtime):
 
 def select_device() -> torch.device:
     """CUDA where there is one, else the CPU, unless the environment names one of them."""
-    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise ArtifactError(f"{DEVICE_VARIABLE}={wanted}: expected auto, cpu or cuda")
+    wanted = wanted_device()
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ArtifactError(f"{DEVICE_VARIABLE}=cuda: torch finds no CUDA device here")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

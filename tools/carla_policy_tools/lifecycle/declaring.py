@@ -30,8 +30,9 @@ class Declaration:
     notices: tuple[str, ...]
     """What somebody who typed the command might not expect."""
 
-    def settings(self) -> dict[str, Profile]:
-        return {version: load_profile(name) for version, name in self.profiles.items()}
+    def settings(self, workers: int | None = None) -> dict[str, Profile]:
+        """The profile of each version; `workers`, if given, in place of what it says."""
+        return {version: load_profile(name).with_workers(workers) for version, name in self.profiles.items()}
 
 
 def declare(

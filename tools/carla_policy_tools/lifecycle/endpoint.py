@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,6 +48,13 @@ class Endpoint(BaseModel):
     token_auth: bool = False
     """Whether TorchServe asks for its keys, see `tokens`."""
     run_dir: Path
+    workers: int | None = None
+    """Of each version, in place of what profiles say."""
+    deployment: str = ""
+    settings: dict[str, Any] = {}
+    """In force, by name, as JSON has them."""
+    sources: dict[str, str] = {}
+    """Where each of them was said, see `settings.resolving`."""
     startup_s: dict[str, float] = {}
     """Seconds from the launch of `serve`: until Java was `started`, all archives `verified`, all workers `loaded`, and
     the server `warm`."""

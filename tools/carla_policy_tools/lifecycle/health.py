@@ -44,7 +44,7 @@ def check_health(registry_file: RegistryFile) -> Health:
         return Health(endpoint.state == "draining", (f"the server is {endpoint.state}",))
     try:
         with endpoint.management() as management:
-            seen = observe(registry_file, management)
+            seen = observe(registry_file, management, endpoint.workers)
     except (requests.RequestException, RegistryError) as error:
         return Health(False, (f"the server does not answer: {error}",))
     except ArtifactError as error:

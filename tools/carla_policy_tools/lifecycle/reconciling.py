@@ -40,7 +40,7 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
     with endpoint.management() as management:
         registry = settle(registry_file, management)
         changing = {change.version for change in under_way(registry_file)}
-        for version, profile in profiles_of(registry).items():
+        for version, profile in profiles_of(registry, endpoint.workers).items():
             if version not in changing:
                 with intent(registry_file, "reconcile", version):
                     record = registry.versions[version]

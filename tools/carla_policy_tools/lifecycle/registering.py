@@ -61,7 +61,7 @@ def register(
     endpoint = require_server(registry_file)
     check_not_frozen(endpoint, version)
     name = profile_source(profile or endpoint.profile)
-    settings = load_profile(name)
+    settings = load_profile(name).with_workers(endpoint.workers)
     if shortage := endpoint.limits.shortage(settings):
         raise RegistryError(f"{version}: {shortage}; choose another --profile, or start the server again with this one")
     with endpoint.management() as management:

@@ -68,11 +68,13 @@ class Observation:
     default: str | None
     changing: frozenset[str]
     """Versions that somebody is changing right now, for which declared and actual may differ."""
+    workers: int | None = None
+    """That the server's settings say, in place of profiles."""
 
     def drift(self) -> list[str]:
         """Each difference between declared and actual, in words. `ValueError` for a profile that is gone."""
         drift = []
-        for version, profile in profiles_of(self.registry).items():
+        for version, profile in profiles_of(self.registry, self.workers).items():
             actual = self.served.get(version)
             if version in self.changing:
                 continue
@@ -92,14 +94,17 @@ class Observation:
         return drift
 
 
-def observe(registry_file: RegistryFile, management: Management) -> Observation:
-    """Look until nothing was recorded during a look, so that a change is seen before or after, never half."""
+def observe(registry_file: RegistryFile, management: Management, workers: int | None = None) -> Observation:
+    """Look until nothing was recorded during a look, so that a change is seen before or after, never half.
+
+    `workers` is what the server's settings say, in place of profiles.
+    """
     while True:
         registry, before = registry_file.read(), _changing(registry_file)
         served, default = management.versions(), management.default()
         changing = before | _changing(registry_file)
         if registry_file.read().sequence == registry.sequence:
-            return Observation(registry, served, default, changing)
+            return Observation(registry, served, default, changing, workers)
 
 
 def read_status(registry_file: RegistryFile) -> Status:
@@ -107,7 +112,7 @@ def read_status(registry_file: RegistryFile) -> Status:
     endpoint = find_server(registry_file)
     if endpoint and endpoint.state == "ready":
         with endpoint.management() as management:
-            seen = observe(registry_file, management)
+            seen = observe(registry_file, management, endpoint.workers)
         drift = seen.drift()
     else:
         seen, drift = Observation(registry_file.read(), {}, None, frozenset()), []
@@ -122,9 +127,14 @@ def read_status(registry_file: RegistryFile) -> Status:
     )
 
 
-def profiles_of(registry: Registry) -> dict[str, Profile]:
-    """What each declared version is to be started with; `ValueError` for a profile that is gone."""
-    return {version: load_profile(record.profile) for version, record in registry.versions.items()}
+def profiles_of(registry: Registry, workers: int | None = None) -> dict[str, Profile]:
+    """What each declared version is to be started with; `ValueError` for a profile that is gone.
+
+    `workers` is what the server's settings say, in place of profiles.
+    """
+    return {
+        version: load_profile(record.profile).with_workers(workers) for version, record in registry.versions.items()
+    }
 
 
 def _changing(registry_file: RegistryFile) -> frozenset[str]:

@@ -31,6 +31,14 @@ class Resolved:
     settings: Settings
     sources: Mapping[str, str]
 
+    def announced(self) -> dict[str, Any]:
+        """What a server says of its settings, see `Endpoint`."""
+        return {
+            "deployment": str(self.file.absolute()),
+            "settings": self.settings.model_dump(mode="json"),
+            "sources": dict(self.sources),
+        }
+
 
 def resolve(
     deployment: str | None = None,

@@ -22,11 +22,13 @@ DEFAULT_DEPLOYMENT = "local"
 OTHER_VARIABLES = frozenset(
     PREFIX + name
     for name in (
+        "ACCESS_EVENTS_PER_S",
         "DRAIN_FILE",
         "GATE_ADDRESS",
         "GATE_SERVER",
         "GATE_TOKENS",
         "KEY_PASSPHRASE",
+        "LOG_LEVEL_FILE",
         "MAX_RESPONSE_BYTES",
         "PROXY_ADDRESS",
         "PROXY_CONFIG",
