@@ -21,7 +21,7 @@ from carla_policy.loading import LoadedPolicy, load_policy
 from carla_policy.metrics.buckets import CONTROL_EDGES, Histogram, bin_counts, bin_labels
 from carla_policy.metrics.catalog import COMMON_LABELS, METRICS
 from carla_policy.metrics.constants import constants, zeros
-from carla_policy.metrics.pile import CAPACITY
+from carla_policy.metrics.pile import CAPACITY, Pile
 from carla_policy.metrics.recorder import Recorder
 from carla_policy.metrics.reporter import Reporter
 from carla_policy.service import PolicyService
@@ -256,6 +256,20 @@ def test_a_batch_that_cannot_be_taken_down_is_answered_all_the_same(
     (answer,) = ask(service, rows(1))
     assert len(answer["actions"]) == 1
     assert "is not in the metrics" in caplog.text
+
+
+def test_what_waits_to_be_summed_up_is_bounded_by_rows() -> None:
+    """A bulk request's arrays are not kept until the next report."""
+    summed: list[list[str]] = []
+    pile: Pile[str] = Pile(summed.append)
+    pile.add("small", CAPACITY - 1)
+    assert summed == []
+    pile.add("last", 1)
+    assert summed == [["small", "last"]]
+    pile.add("bulk", 16 * CAPACITY)
+    assert summed[1:] == [["bulk"]]
+    pile.flush()
+    assert len(summed) == 2
 
 
 @pytest.mark.parametrize("control", CONTROLS)
