@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from carla_policy.metrics.buckets import CONTROL_EDGES, Histogram, bin_counts, b
 from carla_policy.metrics.catalog import COMMON_LABELS, METRICS
 from carla_policy.metrics.constants import constants, zeros
 from carla_policy.metrics.pile import CAPACITY, Pile
-from carla_policy.metrics.recorder import Recorder
+from carla_policy.metrics.recorder import Recorder, Sample
 from carla_policy.metrics.reporter import Reporter
 from carla_policy.service import PolicyService
 from carla_policy.specs import CircuitBreaker as CircuitBreakerSpec
@@ -174,6 +176,7 @@ def test_what_the_envelope_does_is_counted_by_kind_and_by_row(synthetic: LoadedP
     assert counts["policy_rows_total", ("fallback",)] == 1
     assert counts["policy_rows_total", ("policy",)] == 2
     assert ("policy_rows_total", ("adjusted",)) not in counts
+    assert counts.keys() <= {(name, labels) for name, labels, _ in zeros(synthetic)}
     assert counts["policy_evaluated_rows_total", ()] == 3, "what is not finite is the mean, the spread is"
 
 
@@ -332,10 +335,18 @@ def test_reporter_hands_on_what_changed_and_the_state_of_the_circuit(synthetic: 
     breaker = CircuitBreaker(CircuitBreakerSpec(failures=1, recovery_s=60.0))
     recorder = Recorder(synthetic, breaker)
     emitted: list[tuple[str, tuple[str, ...], float]] = []
-    reporter = Reporter(recorder, emitted.extend, "9000", interval_s=0.01)
+    enough = threading.Semaphore(0)
+
+    def emit(samples: Iterable[Sample]) -> None:
+        emitted.extend(samples)
+        enough.release()
+
+    reporter = Reporter(recorder, emit, "9000", interval_s=0.001)
     reporter.start([])
     breaker.record(failed=True)
     recorder.count_episode({"return": 2.0, "length": 3})
+    for _ in range(10):
+        assert enough.acquire(timeout=30)
     reporter.stop()
     states = [value for name, labels, value in emitted if name == "policy_circuit_state" and labels == ("9000",)]
     assert states[-1] == 2.0
