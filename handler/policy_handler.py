@@ -29,6 +29,7 @@ from carla_policy.batch import Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
 from carla_policy.headers import by_lower_case
+from carla_policy.holding import hold, hold_directory
 from carla_policy.level_file import follow_level_file
 from carla_policy.loading import load_policy
 from carla_policy.metrics.constants import constants, zeros
@@ -102,6 +103,8 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         received = [processor.get_request_properties() for processor in context.request_processor]
         headers = [by_lower_case(own) for own in received]
         if len(data) == 1 and not data[0] and _is_describe(headers[0][0]):
+            if DRAIN_FILE is not None:
+                hold(hold_directory(DRAIN_FILE.parent, self.service.loaded.policy.card.version))
             return [self.describe_handle()]
         requests = [
             _to_request(row, own, *named, context.get_request_id(index) or "")

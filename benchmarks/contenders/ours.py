@@ -12,7 +12,7 @@ import psutil
 from benchmarks.contenders.base import LOOPBACK, Contender, StartError, family
 from benchmarks.contenders.workload import Workload
 from benchmarks.servers import ServeProcess
-from carla_policy_tools.configuration import choose_ports, load_profile
+from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.urls import prediction_url
 
 
@@ -35,7 +35,8 @@ class Ours(Contender):
         self._server = ServeProcess(
             self.workload.store,
             *self._versions,
-            *("--promote", self.workload.version, "--profile", self._profile_name()),
+            *("--deployment", "benchmark", "--promote", self.workload.version, "--profile", self.profile),
+            *(("--workers", str(self._workers)) if self._workers else ()),
             *("--port", str(self._port), "--run-dir", str(Path(self._scratch.name, "run"))),
             registry=Path(self._scratch.name, "registry.json"),
         )
@@ -49,15 +50,6 @@ class Ours(Contender):
     def __exit__(self, *_: object) -> None:
         self._server.__exit__(None, None, None)
         self._scratch.cleanup()
-
-    def _profile_name(self) -> str:
-        """The profile, or a copy of it with another number of workers."""
-        if self._workers is None:
-            return self.profile
-        path = Path(self._scratch.name, "bench.yaml")
-        settings = load_profile(self.profile).model_dump(exclude_defaults=True) | {"workers": self._workers}
-        path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
-        return str(path)
 
     @property
     def url(self) -> str:

@@ -15,6 +15,7 @@ from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
 from carla_policy_tools.routing import commands as routing_commands
+from carla_policy_tools.settings import commands as settings_commands
 
 VERBS = (
     *artifact_commands.VERBS,
@@ -29,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 app.add_typer(export_app, name="export")
+app.add_typer(settings_commands.app, name="config")
 for verb in VERBS:
     if verb is benchmark_commands.drill:
         app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(verb)

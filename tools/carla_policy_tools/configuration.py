@@ -102,9 +102,14 @@ def profile_source(name: str) -> str:
     return str(Path(name).resolve()) if name.endswith(".yaml") else name
 
 
+def profile_file(name: str) -> Path:
+    """Where the profile `name` stands; it need not be there."""
+    return Path(name) if name.endswith(".yaml") else CONFIG / "profiles" / f"{name}.yaml"
+
+
 def load_profile(name: str) -> Profile:
     """The profile `name`, or the one in the file that `name` is the path of; `ValueError` says what does not fit."""
-    path = Path(name) if name.endswith(".yaml") else CONFIG / "profiles" / f"{name}.yaml"
+    path = profile_file(name)
     if not path.is_file():
         raise ValueError(
             f"there is no profile {name!r}: choose one of {', '.join(profile_names())}, or name a .yaml file"

@@ -27,6 +27,7 @@ from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, t
 from carla_policy_tools.lifecycle.settling import settle
 from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.processes import STOP_SIGNALS, age_s, stop_signals
+from carla_policy_tools.settings.applying import REQUEST_FILE, take_over
 from carla_policy_tools.settings.effects import worker_environment, write_log_level
 from carla_policy_tools.settings.model import Device, LogLevel
 from carla_policy_tools.settings.resolving import Resolved
@@ -190,7 +191,7 @@ def _run(
             if registry.sequence != declaration.sequence:
                 reconcile(registry_file)  # somebody rolled back, or retired a version, while it started
             on_ready(declaration, endpoint)
-            _watch(server, registry_file, endpoint, on_trouble)
+            _watch(server, registry_file, announcement, endpoint, on_trouble)
         except StopRequested:
             _ignore_stop_signals()
             if endpoint.state == "ready" and server.pid:
@@ -212,10 +213,14 @@ def _renewal(endpoint: Endpoint, minutes: float | None) -> AbstractContextManage
 def _watch(
     server: TorchServe,
     registry_file: RegistryFile,
+    announcement: Announcement,
     endpoint: Endpoint,
     on_trouble: Callable[[str], None],
 ) -> None:
-    """Until the server ends or is told to: say what fails, and take back what killed commands left half done."""
+    """Until the server ends or is told to: say what fails, and take back what killed commands left half done.
+
+    Other settings are taken over when `config apply` asks for them.
+    """
     import requests
 
     with endpoint.management() as management:
@@ -223,6 +228,9 @@ def _watch(
             server.check()
             for version, reason in server.take_load_failures():
                 on_trouble(f"{version}: {reason}")
+            if changed := take_over(endpoint):
+                endpoint = changed
+                announcement.say(endpoint)
             if any_interrupted(registry_file):
                 with suppress(requests.RequestException, RegistryError, ArtifactError):
                     settle(registry_file, management)
@@ -270,6 +278,7 @@ def _run_directory(given: Path | None) -> Iterator[Path]:
     with (directory / leftovers.LOCK_FILE).open("w") as lock:
         if not try_lock(lock.fileno()):
             raise ServerError(f"{directory}: another server runs there; choose another --run-dir")
+        (directory / REQUEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(directory / "tmp", ignore_errors=True)  # copies that a killed server unpacked
         keep = given is not None
         try:

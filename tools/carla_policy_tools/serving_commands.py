@@ -13,7 +13,7 @@ import typer
 from carla_policy.version import parse_version
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.console import err, out, print_json
-from carla_policy_tools.options import Deployment, Json, Registry, Store
+from carla_policy_tools.options import Deployment, Json, Registry, RegistryFlag, Store, StoreFlag
 from carla_policy_tools.paths import MODEL_STORE, archive_name
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def serve(
     token_minutes: Annotated[
         float | None, typer.Option(help="What keys live for; renewed after three quarters. 60 by default.", min=0.1)
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Directory of the archives.")] = None,
-    registry: Registry = None,
+    store: StoreFlag = None,
+    registry: RegistryFlag = None,
     as_json: Json = False,
 ) -> None:
     """Serve what the registry declares on this machine: ready when every worker is, until Ctrl-C.

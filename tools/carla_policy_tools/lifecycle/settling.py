@@ -42,7 +42,7 @@ def _holds(registry: Registry, begun: Intent) -> bool:
     """Whether the registry is as after the change: its command was killed when all was done, or changes no more."""
     declared, promoted = begun.version in registry.versions, registry.promoted == begun.version
     done = {"register": declared, "retire": not declared, "promote": promoted, "rollback": promoted}
-    return done.get(begun.verb, begun.verb in ("split", "reconcile"))
+    return done.get(begun.verb, begun.verb in ("split", "reconcile", "resize"))
 
 
 def _take_back(management: Management, registry: Registry, begun: Intent) -> Verb:
