@@ -66,6 +66,25 @@ def test_version_named_at_a_later_start_joins_and_the_others_stay(store: Path) -
     )
 
 
+def test_profile_of_a_deployment_is_for_versions_that_the_registry_does_not_know(store: Path) -> None:
+    assert set(declare(Registry(), store, newcomers_profile="throughput").profiles.values()) == {"throughput"}
+    found = declare(registry_of("v1.2.0"), store, ["v1.2.0", "v1.10.0"], newcomers_profile="throughput")
+    assert found.profiles == {"v1.2.0": "realtime", "v1.10.0": "throughput"}
+    assert found.notices[-1] == (
+        "v1.2.0 keeps the profile realtime of the registry; `carla-policy serve --profile throughput` changes that for "
+        "all versions"
+    )
+    all_told = declare(registry_of("v1.2.0"), store, profile="throughput", newcomers_profile="throughput")
+    assert all_told.profiles == {"v1.2.0": "throughput"}
+    assert not any("keeps the profile" in notice for notice in all_told.notices)
+
+
+def test_workers_of_a_deployment_stand_in_place_of_the_profile_s(store: Path) -> None:
+    settings = declare(Registry(), store, ["v1.2.0"]).settings(workers=3)
+    assert settings == {"v1.2.0": load_profile("realtime").with_workers(3)}
+    assert settings["v1.2.0"].workers == 3
+
+
 def test_start_does_not_promote_another_version_than_the_registry(store: Path) -> None:
     found = declare(registry_of("v1.2.0", "v1.9.0", "v1.10.0"), store, promote="v1.9.0")
     assert found.promoted == "v1.2.0"

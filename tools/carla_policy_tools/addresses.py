@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 LOOPBACK = "127.0.0.1"
@@ -16,19 +15,23 @@ def parse_host(text: str) -> str:
 
     Names are refused, since they may mean another address tomorrow; and TorchServe can name no single IPv6 address.
     """
+    from ipaddress import IPv4Address
+
     if text == "localhost":
         return LOOPBACK
     if text == ANY:
         return text
     try:
-        return str(ipaddress.IPv4Address(text))
+        return str(IPv4Address(text))
     except ValueError:
         raise ValueError("expected an IPv4 address, such as 0.0.0.0, or :: for all IPv4 and IPv6 addresses") from None
 
 
 def is_local(host: str) -> bool:
     """Whether only this machine can connect to what listens there."""
-    return ipaddress.ip_address(host).is_loopback
+    from ipaddress import ip_address
+
+    return ip_address(host).is_loopback
 
 
 def reached_at(host: str) -> str:
