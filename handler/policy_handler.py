@@ -28,6 +28,7 @@ from carla_policy.answers import Answer
 from carla_policy.batch import Batch, Request
 from carla_policy.deadline import Watch
 from carla_policy.errors import ArtifactError
+from carla_policy.events import OWN_LOGGER, tell
 from carla_policy.headers import by_lower_case
 from carla_policy.holding import hold, hold_directory
 from carla_policy.level_file import follow_level_file
@@ -35,10 +36,12 @@ from carla_policy.loading import load_policy
 from carla_policy.metrics.constants import constants, zeros
 from carla_policy.metrics.emitter import Emitter
 from carla_policy.metrics.reporter import Reporter
+from carla_policy.request_events import RequestEvents, access_rate
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
 from carla_policy.version import CANDIDATE
+from carla_policy.worker_events import WorkerEvents
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"{OWN_LOGGER}.worker")
 
 DRAIN_FILE = Path(os.environ["CARLA_POLICY_DRAIN_FILE"]) if "CARLA_POLICY_DRAIN_FILE" in os.environ else None
 """While this file exists, new requests are refused: TorchServe itself has no way to stop in order."""
@@ -57,6 +60,8 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
 
     service: PolicyService
     reporter: Reporter
+    events: WorkerEvents
+    requests: RequestEvents
 
     def initialize(self, context: Context) -> None:
         """Load and self-test the version in the model directory; a version that fails never becomes ready.
@@ -67,18 +72,18 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         """
         started = time.perf_counter()
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
-        logging.getLogger().setLevel(logging.WARNING)
-        logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
+        self.events = WorkerEvents()
         follow_level_file()
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         try:
+            model, declared = (context.manifest["model"][key] for key in ("modelName", "modelVersion"))
+            self.events.name(model=model, version=declared)
             loaded = load_policy(Path(context.system_properties["model_dir"]))
-            declared = context.manifest["model"]["modelVersion"]
             if declared != loaded.policy.card.version:
                 raise ArtifactError(f"MANIFEST.json: says {declared}, the card says {loaded.policy.card.version}")
         except Exception as error:
-            logger.error("carla_policy does not load: %s", error)
+            self.events.tell_failed_load(error)
             # Only a ValueError makes TorchServe 0.12 roll a failed registration back without a trace.
             raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
         self.service = PolicyService(
@@ -96,6 +101,8 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
                 self.reporter.start(itertools.chain(constants(loaded, load_s), zeros(loaded)))
         own = (context.model_yaml_config or {}).get("handler") or {}
         worker_protocol.install(otf_message_handler, worker_service, own.get("busyPollUs", 0) / 1e6)
+        self.requests = RequestEvents(access_rate())
+        self.events.tell_ready(loaded)
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[Any]:
@@ -110,7 +117,9 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             _to_request(row, own, *named, context.get_request_id(index) or "")
             for index, (row, own, named) in enumerate(zip(data, received, headers, strict=True))
         ]
-        answers = self.postprocess(self.inference(self.preprocess(requests)))
+        batch = self.inference(self.preprocess(requests))
+        answers = self.postprocess(batch)
+        self.requests.note(batch, answers)
         for answer, (own, _), processor in zip(answers, headers, context.request_processor, strict=True):
             processor.report_status(answer.status, answer.phrase)
             processor.get_response_headers().update(
@@ -142,7 +151,7 @@ def _is_draining() -> bool:
 
 def _end_process() -> None:
     """A thread that hangs cannot be ended; the process can, and TorchServe starts another."""
-    logger.error("carla_policy: the network hangs; this worker ends, and another takes its place")
+    tell(logger, logging.ERROR, "network_hang", "the network hangs; this worker ends, and another takes its place")
     os._exit(1)
 
 

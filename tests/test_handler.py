@@ -251,4 +251,9 @@ def test_any_failure_to_load_is_one_that_torchserve_rolls_back(monkeypatch: pyte
 
     monkeypatch.setattr(policy_handler, "load_policy", fail)
     with pytest.raises(ValueError, match="CUDA error"):
-        policy_handler.PolicyHandler().initialize(SimpleNamespace(system_properties={"model_dir": "."}))
+        policy_handler.PolicyHandler().initialize(
+            SimpleNamespace(
+                manifest={"model": {"modelName": "carla_policy", "modelVersion": "v1.0.0"}},
+                system_properties={"model_dir": "."},
+            )
+        )

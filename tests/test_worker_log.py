@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from carla_policy_tools.worker_log import WorkerLog, is_death, load_failure
 
 
-def line(version: str, text: str, stream: str = "stdout") -> str:
-    return f"2025-01-01T00:00:00,000 INFO W-9000-carla_policy_{version}-{stream} MODEL_LOG {text}\n"
+def line(version: str, text: str, stream: str = "stdout", event: str = "worker_output") -> str:
+    said = {"message": text} if event else {}
+    thread = f"W-9000-carla_policy_{version}-{stream}"
+    return json.dumps({"time": "2025-01-01T00:00:00.000Z", "event": event, **said, "thread": thread}) + "\n"
 
 
-REFUSAL = "ValueError: carla_policy does not load: model.pt: content has changed"
+def refusal(version: str) -> str:
+    return line(version, "model.pt: content has changed", event="load_failed")
+
+
 DEATH = "Backend worker process died."
 
 
 def test_log_line_names_the_version_and_its_reason() -> None:
-    assert load_failure(line("v1.2.3", REFUSAL)) == ("v1.2.3", "model.pt: content has changed")
+    assert load_failure(refusal("v1.2.3")) == ("v1.2.3", "model.pt: content has changed")
     assert load_failure(line("v1.2.3", DEATH)) is None
-    assert load_failure("carla_policy does not load: who?") is None
+    assert load_failure(line("v1.2.3", "load_failed")) is None
+    assert load_failure("load_failed: who?") is None
     assert is_death(line("v1.2.3", DEATH))
-    assert not is_death(line("v1.2.3", REFUSAL))
+    assert not is_death(refusal("v1.2.3"))
 
 
 def test_only_what_the_version_s_workers_say_from_now_on_counts(tmp_path: Path) -> None:
     path = tmp_path / "torchserve.log"
-    path.write_text(line("v1.2.3", REFUSAL))
+    path.write_text(refusal("v1.2.3"))
     log = WorkerLog(path, "v1.2.3")
     assert not log.has_failed()
     assert log.last_words() == "its workers said nothing"
     with path.open("ab") as file:
-        file.write((line("v1.2.30", REFUSAL) + line("v1.2.3", "half a character: é", "stderr")).encode()[:-2])
+        file.write(
+            refusal("v1.2.30").encode()
+            + line("v1.2.3", "half a character: X", "stderr").encode().replace(b"X", b"\xc3")
+        )
+        file.write(refusal("v1.2.3").encode()[:40])
     assert not log.has_failed()
-    assert log.last_words().endswith("half a character: \ufffd")
+    assert log.last_words() == "half a character: \ufffd"
     with path.open("a") as file:
-        file.write("\n" + line("v1.2.3", REFUSAL) + line("v1.2.3", DEATH))
+        file.write(refusal("v1.2.3")[40:] + line("v1.2.3", DEATH))
     assert log.has_failed()
     assert log.reason() == "model.pt: content has changed"
 
@@ -65,7 +76,7 @@ def test_worker_that_died_without_an_exception_is_quoted_with_its_last_line(tmp_
 def test_version_that_is_tried_out_is_the_version(tmp_path: Path) -> None:
     path = tmp_path / "torchserve.log"
     log = WorkerLog(path, "v1.2.3")
-    path.write_text(line("v1.2.3", REFUSAL).replace("carla_policy_", "carla_policy-candidate-v1.2.3_"))
+    path.write_text(refusal("v1.2.3").replace("carla_policy_", "carla_policy-candidate-v1.2.3_"))
     assert log.reason() == "model.pt: content has changed"
 
 
@@ -73,6 +84,6 @@ def test_log_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> N
     path = tmp_path / "torchserve.log"
     path.write_text(line("v1.2.3", "x" * 1000))
     log = WorkerLog(path, "v1.2.3")
-    path.write_text(line("v1.2.3", REFUSAL))
+    path.write_text(refusal("v1.2.3"))
     assert log.has_failed()
     assert log.reason() == "model.pt: content has changed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,8 +12,6 @@ from carla_policy.errors import InternalFailure, RequestError
 from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource
-
-logger = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -58,6 +55,7 @@ def guarded(step: Callable[..., Any], *arguments: Any) -> Any:
         return step(*arguments)
     except RequestError as error:
         return error
-    except Exception:
-        logger.exception("a request failed in %s", step.__name__)
-        return InternalFailure("the service failed on this request; its log says why")
+    except Exception as error:
+        failure = InternalFailure("the service failed on this request; its log says why")
+        failure.__cause__ = error
+        return failure

@@ -14,9 +14,16 @@ class CircuitBreaker:
     Then half open: one request is tried; its success closes the circuit, its failure opens it again.
     """
 
-    def __init__(self, spec: CircuitBreakerSpec | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        spec: CircuitBreakerSpec | None,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[str, str], None] = lambda _before, _after: None,
+    ) -> None:
+        """`on_change` hears of each outcome that opened or closed the circuit: the state before, and after."""
         self._spec = spec
         self._clock = clock
+        self._on_change = on_change
         self._failures = 0
         self._opened: float | None = None
 
@@ -42,8 +49,12 @@ class CircuitBreaker:
         """Count the outcome of one action that the network was asked for."""
         if self._spec is None:
             return
+        before = self.state
         self._failures = self._failures + 1 if failed else 0
         if not failed:
             self._opened = None
         elif self._opened is not None or self._failures >= self._spec.failures:
             self._opened = self._clock()
+        after = self.state
+        if after != before:
+            self._on_change(before, after)

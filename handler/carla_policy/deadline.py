@@ -47,6 +47,12 @@ def due(headers: Mapping[str, str], card_deadline_ms: float | None, arrived: flo
     return arrived + min(wanted) / 1e3 - age_s(headers.get(START_HEADER)) if wanted else None
 
 
+def queued_s(headers: Mapping[str, str], ago_s: float) -> float | None:
+    """How long a request waited that arrived at the worker `ago_s` ago; `None` where nobody has noted it."""
+    age = age_s(headers.get(START_HEADER))
+    return max(0.0, age - ago_s) if age else None
+
+
 def age_s(start: str | None) -> float:
     """Seconds since `start`, a value of `x-request-start`; 0 if it is in the future or long ago: the clock is wrong."""
     match = _START.fullmatch(start.strip()) if start else None

@@ -18,6 +18,7 @@ from carla_policy.answers import Outcome, ood_notes
 from carla_policy.batch import guarded
 from carla_policy.breaker import CircuitBreaker
 from carla_policy.errors import OutOfDistribution, OutOfRange, RequestError
+from carla_policy.events import describe, tell
 from carla_policy.golden import FloatArray
 from carla_policy.heads import draw_seed
 from carla_policy.policy import Decision, Evaluation, Policy
@@ -42,8 +43,9 @@ class Decider:
         if all(prediction.is_plain for prediction in predictions) and self._accepts(evaluation):
             try:
                 return self._decide_together(predictions, spans, evaluation)
-            except Exception:
-                logger.exception("deciding for %d requests together failed; trying each by itself", len(predictions))
+            except Exception as error:
+                text = f"deciding for {len(predictions)} requests together failed; trying each by itself"
+                tell(logger, logging.ERROR, "deciding_failed", text, error=describe(error, quoting=False))
         return [
             guarded(self.decide, prediction, evaluation.rows(span))
             for prediction, span in zip(predictions, spans, strict=True)

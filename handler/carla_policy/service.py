@@ -28,6 +28,7 @@ from carla_policy.errors import (
     RequestError,
     UnknownResource,
 )
+from carla_policy.events import describe, tell, without_values
 from carla_policy.golden import FloatArray
 from carla_policy.headers import refuse_repeated
 from carla_policy.heads import draw_seed
@@ -73,7 +74,7 @@ class PolicyService:
         self._policy = loaded.policy
         card = loaded.policy.card
         self._card = card
-        self._breaker = CircuitBreaker(card.safety.circuit_breaker)
+        self._breaker = CircuitBreaker(card.safety.circuit_breaker, on_change=_tell_circuit)
         self.state_codec = StateCodec(card.card_hash, card.recurrent.state_size) if card.recurrent else None
         self._reader = JsonReader(card, self.state_codec)
         self._decider = Decider(loaded.policy, self._breaker)
@@ -137,9 +138,9 @@ class PolicyService:
             evaluation = self._evaluate(predictions, work)
         except Late:
             return [guarded(self._give_up, prediction) for prediction in predictions]
-        except Exception:
-            count = len(predictions)
-            logger.exception("the network failed on a batch of %d predictions; trying each by itself", count)
+        except Exception as error:
+            text = f"the network failed on a batch of {len(predictions)} predictions; trying each by itself"
+            _tell_failure(text, error)
             return [guarded(self._predict_alone, prediction, work) for prediction in predictions]
         started = time.perf_counter()
         decided = self._decider.decide_all(predictions, evaluation)
@@ -209,8 +210,8 @@ class PolicyService:
             evaluation = self._evaluate([prediction], own)
         except Late:
             return self._give_up(prediction)
-        except Exception:
-            logger.exception("the network failed on a request; it gets the fallback action")
+        except Exception as error:
+            _tell_failure("the network failed on a request; it gets the fallback action", error)
             self._record_failures(prediction)
             return self._fall_back(prediction, "fallback")
         return self._answer_late(prediction) if _is_late(prediction) else self._decider.decide(prediction, evaluation)
@@ -253,6 +254,16 @@ class PolicyService:
             message = f"the answer to {rows} observations has {len(answer.body)} bytes, of {limit}; split the request"
             return self._encoder.error(BatchTooLarge.at("observations", message, "too_long"), request.request_id)
         return answer
+
+
+def _tell_failure(message: str, error: Exception) -> None:
+    described = {**describe(error, quoting=False), "message": without_values(str(error))}
+    tell(logger, logging.ERROR, "network_failed", message, error=described)
+
+
+def _tell_circuit(before: str, after: str) -> None:
+    level = logging.INFO if after == "closed" else logging.WARNING
+    tell(logger, level, "circuit_breaker", f"the circuit is {after}", state=after, state_before=before)
 
 
 def _is_late(prediction: Prediction) -> bool:
