@@ -38,6 +38,7 @@ from carla_policy.metrics.emitter import Emitter
 from carla_policy.metrics.reporter import Reporter
 from carla_policy.request_events import RequestEvents, access_rate
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
+from carla_policy.tracing import Tracer, start_tracing
 from carla_policy.version import CANDIDATE
 from carla_policy.worker_events import WorkerEvents
 
@@ -62,6 +63,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
     reporter: Reporter
     events: WorkerEvents
     requests: RequestEvents
+    tracer: Tracer | None
 
     def initialize(self, context: Context) -> None:
         """Load and self-test the version in the model directory; a version that fails never becomes ready.
@@ -102,6 +104,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         own = (context.model_yaml_config or {}).get("handler") or {}
         worker_protocol.install(otf_message_handler, worker_service, own.get("busyPollUs", 0) / 1e6)
         self.requests = RequestEvents(access_rate())
+        self.tracer = start_tracing(loaded, context.model_name)
         self.events.tell_ready(loaded)
         self.initialized = True
 
@@ -118,13 +121,17 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
             for index, (row, own, named) in enumerate(zip(data, received, headers, strict=True))
         ]
         batch = self.inference(self.preprocess(requests))
+        inferred = time.perf_counter()
         answers = self.postprocess(batch)
-        self.requests.note(batch, answers)
+        traces = self.tracer.record(batch, answers, inferred) if self.tracer else ()
+        self.requests.note(batch, answers, traces)
         for answer, (own, _), processor in zip(answers, headers, context.request_processor, strict=True):
             processor.report_status(answer.status, answer.phrase)
             processor.get_response_headers().update(
                 {"content-type": answer.content_type, **answer.headers, **_echoed(own)}
             )
+        for trace, processor in zip(traces, context.request_processor, strict=False):
+            processor.get_response_headers().update(trace.headers)
         return [answer.body for answer in answers]
 
     def preprocess(self, data: list[Request]) -> Batch:

@@ -22,6 +22,7 @@ from carla_policy.deadline import queued_s
 from carla_policy.errors import RequestError
 from carla_policy.events import OWN_LOGGER, Allowance, describe, tell
 from carla_policy.trace_context import echoed_id, trace_id
+from carla_policy.tracing import Trace
 
 ACCESS_VARIABLE = "CARLA_POLICY_ACCESS_EVENTS_PER_S"
 DEFAULT_ACCESS_PER_S, MAX_ACCESS_PER_S = 1.0, 1_000.0
@@ -60,11 +61,8 @@ class RequestEvents:
         self._interventions: Counter[str] = Counter()
         self._novel = 0
 
-    def note(self, batch: Batch, answers: Sequence[Answer], trace_ids: Sequence[str | None] = ()) -> None:
-        """Tell what is worth it of `answers` to the requests of `batch`.
-
-        `trace_ids` are those of the worker's own spans; without them a request's own counts.
-        """
+    def note(self, batch: Batch, answers: Sequence[Answer], traces: Sequence[Trace] = ()) -> None:
+        """Tell what is worth it of `answers` to the requests of `batch`, of which there are `traces` or none."""
         self._answered += len(answers)
         for index, item in enumerate(batch.items):
             if (
@@ -73,13 +71,13 @@ class RequestEvents:
                 or item.decision.interventions
                 or answers[index].status != 200
             ):
-                self._tell_of(index, batch, answers[index], trace_ids)
+                self._tell_of(index, batch, answers[index], traces)
         if batch.started >= self._next:
-            self._look_up(batch, answers, trace_ids)
+            self._look_up(batch, answers, traces)
 
-    def _tell_of(self, index: int, batch: Batch, answer: Answer, trace_ids: Sequence[str | None]) -> None:
+    def _tell_of(self, index: int, batch: Batch, answer: Answer, traces: Sequence[Trace]) -> None:
         item = batch.items[index]
-        own = (batch.requests[index], trace_ids[index] if trace_ids else None)
+        own = (batch.requests[index], traces[index] if traces else None)
         if answer.status >= 400:
             self._tell_error(item, answer, own)
         elif isinstance(item, Outcome):
@@ -90,7 +88,7 @@ class RequestEvents:
                 self._novel += int(item.novelty.is_ood.sum())
                 self._tell_novelty(own)
 
-    def _tell_error(self, item: Any, answer: Answer, own: tuple[Request, str | None]) -> None:
+    def _tell_error(self, item: Any, answer: Answer, own: tuple[Request, Trace | None]) -> None:
         is_fault = answer.status >= 500 and answer.status not in (503, 504)
         allowance = self._allowed["failed" if answer.status >= 500 else "refused"]
         if not allowance.take(self._clock()):
@@ -110,7 +108,7 @@ class RequestEvents:
             suppressed_before=allowance.settle(),
         )
 
-    def _tell_interventions(self, own: tuple[Request, str | None] | None) -> None:
+    def _tell_interventions(self, own: tuple[Request, Trace | None] | None) -> None:
         if self._allowed["intervention"].spend(self._clock()):
             kinds = dict(self._interventions.most_common(MAX_KINDS))
             self._interventions.clear()
@@ -118,17 +116,17 @@ class RequestEvents:
             names = _names(*own) if own else {}
             tell(logger, logging.WARNING, "intervention", message, **names, kinds=kinds, rows=sum(kinds.values()))
 
-    def _tell_novelty(self, own: tuple[Request, str | None] | None) -> None:
+    def _tell_novelty(self, own: tuple[Request, Trace | None] | None) -> None:
         if self._allowed["out_of_distribution"].spend(self._clock()):
             rows, self._novel = self._novel, 0
             names = _names(*own) if own else {}
             tell(logger, logging.WARNING, "out_of_distribution", "observations unlike training", **names, rows=rows)
 
-    def _look_up(self, batch: Batch, answers: Sequence[Answer], trace_ids: Sequence[str | None]) -> None:
+    def _look_up(self, batch: Batch, answers: Sequence[Answer], traces: Sequence[Trace]) -> None:
         """What is told by the clock: an access event, and what was kept back."""
         now = self._clock()
         if now >= self._next_access:
-            self._tell_access(batch, answers, trace_ids, now)
+            self._tell_access(batch, answers, traces, now)
         if now >= self._next_summary:
             self._next_summary = now + SUMMARY_INTERVAL_S
             if self._interventions:
@@ -141,9 +139,7 @@ class RequestEvents:
                     tell(logger, logging.WARNING, "suppressed", message, suppressed_before=allowance.settle())
         self._next = min(self._next_access, self._next_summary)
 
-    def _tell_access(
-        self, batch: Batch, answers: Sequence[Answer], trace_ids: Sequence[str | None], now: float
-    ) -> None:
+    def _tell_access(self, batch: Batch, answers: Sequence[Answer], traces: Sequence[Trace], now: float) -> None:
         """Of the first prediction; probes and other sub-resources do not take its place."""
         index = next((index for index, item in enumerate(batch.items) if isinstance(item, Outcome)), None)
         if index is None:
@@ -156,7 +152,7 @@ class RequestEvents:
             logging.INFO,
             "access",
             f"answered {answer.status}",
-            **_names(request, trace_ids[index] if trace_ids else None),
+            **_names(request, traces[index] if traces else None),
             status=answer.status,
             rows=len(item.decision.controls) if isinstance(item, Outcome) else None,
             duration_ms=round((now - batch.started) * 1e3, 3),
@@ -168,10 +164,11 @@ class RequestEvents:
         self._answered = 0
 
 
-def _names(request: Request, trace: str | None) -> Mapping[str, Any]:
+def _names(request: Request, trace: Trace | None) -> Mapping[str, Any]:
     """By what a request is found in answers, logs and traces."""
     return {
         "request_id": request.request_id or None,
         "client_request_id": echoed_id(request.headers),
-        "trace_id": trace or trace_id(request.headers),
+        "trace_id": trace.trace_id if trace else trace_id(request.headers),
+        "span_id": trace.span_id if trace else None,
     }

@@ -19,6 +19,8 @@ from carla_policy.openapi import document
 Resource = Callable[[], Mapping[str, Any]]
 """What answers a sub-resource."""
 
+NAMES = ("healthz", "metadata", "warmup", "openapi.json")
+
 WARM_VECTORS = 16
 """As many as the tile and the just-in-time compiler need to be warm, few enough not to be felt by batch mates."""
 
@@ -32,12 +34,8 @@ class Resources:
         self._breaker = breaker
         self._policy = loaded.policy
         self._card = loaded.policy.card
-        self.by_name: dict[str, Resource] = {
-            "healthz": self.health,
-            "metadata": self.metadata,
-            "warmup": self.warm_up,
-            "openapi.json": lambda: document(self._card),
-        }
+        answering = (self.health, self.metadata, self.warm_up, lambda: document(self._card))
+        self.by_name: dict[str, Resource] = dict(zip(NAMES, answering, strict=True))
 
     def health(self) -> Mapping[str, Any]:
         """Replays one golden vector: `ok` means that this worker answers it now, as training did."""

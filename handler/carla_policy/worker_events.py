@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 
 from carla_policy.events import METRICS_LOGGER, OWN_LOGGER, FloodFilter, JsonFormatter, configured_level, tell
 from carla_policy.loading import LoadedPolicy
@@ -36,7 +35,6 @@ class WorkerEvents:
                 handler.setFormatter(self._formatter)
                 handler.addFilter(FloodFilter())
                 logging.captureWarnings(capture=True)
-                warnings.formatwarning = _short
         root.setLevel(max(level, logging.WARNING))
         logging.getLogger(OWN_LOGGER).setLevel(level)
         logging.getLogger(METRICS_LOGGER).setLevel(logging.INFO)
@@ -80,7 +78,3 @@ class WorkerEvents:
         )
         tell(logger, logging.INFO, "worker_ready", "the worker answers")
         self._formatter.quotes_exceptions = False
-
-
-def _short(message: Warning | str, category: type[Warning], filename: str, lineno: int, _: object = None) -> str:
-    return f"{category.__name__}: {message} ({filename}:{lineno})"
