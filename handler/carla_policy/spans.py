@@ -30,9 +30,10 @@ from carla_policy.card import ModelCard
 from carla_policy.deadline import queued_s
 from carla_policy.errors import RequestError
 from carla_policy.events import OWN_LOGGER, tell
+from carla_policy.otel_environment import EXPORT_DELAY, export_delay_s
 from carla_policy.resources import NAMES
 from carla_policy.trace_context import TRACEPARENT, TRACESTATE, echoed_id, parse
-from carla_policy.tracing import EXPORT_DELAY, Trace, export_delay_s
+from carla_policy.tracing import Trace
 
 DEFAULT_SERVICE_NAME = "carla-policy"
 STAGES = ("parse", "preprocess", "infer", "decide")

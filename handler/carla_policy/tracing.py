@@ -17,13 +17,10 @@ from carla_policy.answers import Answer
 from carla_policy.batch import Batch
 from carla_policy.events import OWN_LOGGER, tell
 from carla_policy.loading import LoadedPolicy
+from carla_policy.otel_environment import is_wanted
 
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-EXPORTER, DISABLED = "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
-EXPORT_DELAY, DEFAULT_EXPORT_DELAY_MS = "OTEL_BSP_SCHEDULE_DELAY", 1_000
-"""So long spans are gathered; a fifth of OpenTelemetry's own default, since a worker may be killed at any time."""
 
 logger = logging.getLogger(f"{OWN_LOGGER}.tracing")
 
@@ -47,14 +44,6 @@ class Tracer(Protocol):
         """
 
 
-def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's variables ask for traces to be exported to a collector."""
-    if environment.get(DISABLED, "").strip().lower() == "true":
-        return False
-    exporters = {name.strip() for name in environment.get(EXPORTER, "").split(",")} - {""}
-    return "otlp" in exporters if exporters else any(environment.get(name) for name in ENDPOINTS)
-
-
 def start_tracing(loaded: LoadedPolicy, model_name: str) -> Tracer | None:
     """A tracer if one is wanted and can be had. Starts a thread: to be called in the process that answers."""
     if not is_wanted(os.environ):
@@ -74,11 +63,3 @@ def start_tracing(loaded: LoadedPolicy, model_name: str) -> Tracer | None:
         return None
     tell(logger, logging.INFO, "tracing", "requests are traced", exporter=PROTOCOL)
     return tracer
-
-
-def export_delay_s(environment: Mapping[str, str]) -> float:
-    """How long a span may wait in a worker before it is sent."""
-    try:
-        return max(1, int(environment.get(EXPORT_DELAY, DEFAULT_EXPORT_DELAY_MS))) / 1e3
-    except ValueError:
-        return DEFAULT_EXPORT_DELAY_MS / 1e3

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from carla_policy_tools import artifact_commands, benchmark_commands, serving_commands, signing_commands
+from carla_policy_tools import artifact_commands, benchmark_commands, log_commands, serving_commands, signing_commands
 from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
@@ -21,6 +21,7 @@ VERBS = (
     *artifact_commands.VERBS,
     *signing_commands.VERBS,
     *serving_commands.VERBS,
+    *log_commands.VERBS,
     *lifecycle_commands.VERBS,
     *routing_commands.VERBS,
     *benchmark_commands.VERBS,

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from carla_policy.errors import ArtifactError
+from carla_policy.otel_environment import export_delay_s, is_wanted
 from carla_policy_tools.configuration import Ports, Profile, SizeLimits, properties
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
@@ -34,7 +36,12 @@ from carla_policy_tools.settings.resolving import Resolved
 from carla_policy_tools.torchserve import STOP_TIMEOUT_S, ServerError, TorchServe
 from carla_policy_tools.workers.preloading import ForkServer
 
+if TYPE_CHECKING:
+    from carla_policy_tools.serve_events import RegistryChanges, ServeEvents
+
 WATCH_INTERVAL_S = 0.2
+SEND_S = 0.5
+"""For a worker's last spans to arrive at their collector."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Request:
     java_flags: Sequence[str] | None = None
     """Instead of those that use the ahead-of-time cache."""
     stop_timeout_s: float = STOP_TIMEOUT_S
+    log_console: bool = False
+    """Whether all that is logged is on standard error too."""
 
 
 class StopRequested(BaseException):
@@ -161,6 +170,15 @@ def _run(
             from carla_policy_tools.lifecycle.reconciling import reconcile
             from carla_policy_tools.lifecycle.stopping import drain
             from carla_policy_tools.lifecycle.warming import compiler_seconds, warm_up
+            from carla_policy_tools.serve_events import RegistryChanges, ServeEvents
+
+            events = outlasting.enter_context(
+                ServeEvents(endpoint.log_file.parent, level=request.log_level, console=request.log_console)
+            )
+            server.relay = events.relay
+            events.info("starting", f"starting {', '.join(settings)}", promoted=declaration.promoted)
+            for notice in declaration.notices:
+                events.info("notice", notice)
 
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
             announcement.say(endpoint)
@@ -190,13 +208,18 @@ def _run(
             announcement.say(endpoint)
             if registry.sequence != declaration.sequence:
                 reconcile(registry_file)  # somebody rolled back, or retired a version, while it started
+            events.info("ready", f"ready: {', '.join(settings)}", startup_s=times, url=ports.url("inference"))
             on_ready(declaration, endpoint)
-            _watch(server, registry_file, announcement, endpoint, on_trouble)
+            changes = RegistryChanges(registry_file, declaration.sequence, events)
+            _watch(server, registry_file, announcement, endpoint, on_trouble, events, changes)
         except StopRequested:
             _ignore_stop_signals()
             if endpoint.state == "ready" and server.pid:
                 announcement.say(endpoint.model_copy(update={"state": "draining"}))
+                events.info("draining", "asked to stop: what was accepted is answered, nothing new is taken")
                 drain(endpoint, server.pid, server.drain_file)
+                if is_wanted(os.environ):
+                    time.sleep(export_delay_s(os.environ) + SEND_S)
             raise
         finally:
             _ignore_stop_signals()
@@ -216,6 +239,8 @@ def _watch(
     announcement: Announcement,
     endpoint: Endpoint,
     on_trouble: Callable[[str], None],
+    events: ServeEvents,
+    changes: RegistryChanges,
 ) -> None:
     """Until the server ends or is told to: say what fails, and take back what killed commands left half done.
 
@@ -228,6 +253,8 @@ def _watch(
             server.check()
             for version, reason in server.take_load_failures():
                 on_trouble(f"{version}: {reason}")
+                events.error("worker_failed", reason, version=version)
+            changes.look()
             if changed := take_over(endpoint):
                 endpoint = changed
                 announcement.say(endpoint)

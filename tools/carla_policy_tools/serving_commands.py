@@ -82,6 +82,12 @@ def serve(
     token_minutes: Annotated[
         float | None, typer.Option(help="What keys live for; renewed after three quarters. 60 by default.", min=0.1)
     ] = None,
+    log_console: Annotated[
+        bool | None,
+        typer.Option(
+            "--log-console/--no-log-console", help="Log to standard error too, a JSON object a line: for containers."
+        ),
+    ] = None,
     store: StoreFlag = None,
     registry: RegistryFlag = None,
     as_json: Json = False,
@@ -104,7 +110,7 @@ def serve(
         if token_minutes is not None and not resolved.settings.token_auth:
             raise typer.BadParameter("there are keys with --token-auth only", param_hint="--token-minutes")
         _serve(fork_server, as_json, resolved, profile)
-    if not as_json:
+    if not (as_json or resolved.settings.log_console):
         err.print("stopped")
 
 
@@ -137,6 +143,7 @@ def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: 
         worker_count=wanted.workers,
         device=wanted.device,
         log_level=wanted.log_level,
+        log_console=wanted.log_console,
         resolved=resolved,
         token_minutes=wanted.token_minutes if wanted.token_auth else None,
         workers=fork_server,
@@ -145,13 +152,14 @@ def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: 
 
     def on_start(declaration: Declaration) -> None:
         status.update(f"starting {', '.join(declaration.profiles)}")
-        for notice in (*exposure(wanted), *declaration.notices):
+        for notice in () if wanted.log_console else (*exposure(wanted), *declaration.notices):
             err.print(f"note: {notice}", markup=False)
 
     def on_ready(declaration: Declaration, endpoint: Endpoint) -> None:
         status.stop()
         if as_json:
             print_json(serving.describe(declaration, endpoint))
+        if as_json or request.log_console:
             return
         from carla_policy_tools.client import curl_command, golden_observations, request_body
 
@@ -172,7 +180,8 @@ def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: 
         out.print("stop with Ctrl-C")
 
     def on_trouble(reason: str) -> None:
-        err.print(f"a worker has failed, the other versions are served on: {reason}", markup=False)
+        if not request.log_console:
+            err.print(f"a worker has failed, the other versions are served on: {reason}", markup=False)
 
     with status:
         serving.serve(request, on_start=on_start, on_ready=on_ready, on_trouble=on_trouble)

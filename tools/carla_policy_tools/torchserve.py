@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,8 @@ class TorchServe:
         self._load_failures: deque[tuple[str, str]] = deque(maxlen=20)
         self._start_failure: str | None = None
         self._reader: threading.Thread | None = None
+        self.relay: Callable[[str], None] = lambda _: None
+        """Hears each line that the server prints."""
 
     def __enter__(self) -> TorchServe:
         self.start()
@@ -290,6 +292,7 @@ class TorchServe:
         with self._process.stdout as output:
             for line in output:
                 self._output.append(line.rstrip("\n"))
+                self.relay(line.rstrip("\n"))
                 failure = load_failure(line)
                 if failure:
                     self._load_failures.append(failure)

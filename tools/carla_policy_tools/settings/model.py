@@ -110,6 +110,8 @@ class Settings(BaseModel):
         BeforeValidator(_level),
         About("debug, info, warning, error or critical", None, "LOG_LEVEL"),
     ] = "info"
+    log_console: Annotated[bool, About("true or false", "it is opened at the start")] = False
+    """All that is logged is on standard error too."""
     frozen: Annotated[bool, About("true or false", _WHOLE)] = False
     """No version joins or leaves."""
     token_auth: Annotated[bool, About("true or false", _WHOLE)] = False
