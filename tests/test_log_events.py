@@ -137,19 +137,10 @@ HOSTILE_HEADERS = {
 @pytest.mark.parametrize("name", HOSTILE_HEADERS)
 def test_hostile_header_breaks_no_line_and_forges_no_event(serving: ServeProcess, name: str) -> None:
     parts = urlsplit(serving.base)
-    for path in (
-        f"/predictions/carla_policy/{VERSION}",
-        f"/predictions/{name}",
-        f"/predictions/carla_policy/{VERSION}/x",
-    ):
-        head = f"POST {path.replace(' ', '')} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n".encode("latin-1")
-        head += (
-            b"Content-Type: application/json\r\n"
-            + name.encode("latin-1")
-            + b": "
-            + HOSTILE_HEADERS[name]
-            + b"\r\n\r\n{}"
-        )
+    header = name.encode("latin-1") + b": " + HOSTILE_HEADERS[name]
+    for model in (f"carla_policy/{VERSION}", name.replace(" ", ""), f"carla_policy/{VERSION}/x"):
+        head = f"POST /predictions/{model} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n".encode("latin-1")
+        head += b"Content-Type: application/json\r\n" + header + b"\r\n\r\n{}"
         with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
             connection.sendall(head)
             connection.recv(64)
@@ -163,8 +154,8 @@ def test_change_of_the_registry_is_told_with_who_and_why(serving: ServeProcess) 
     where = ["--registry", str(serving.registry)]
     subprocess.run([*COMMAND, "promote", OTHER, "--reason", 'it "won"\n', *where], check=True, capture_output=True)
     subprocess.run([*COMMAND, "rollback", "--reason", "it lost", *where], check=True, capture_output=True)
-    promoted = wait_for(serving, event="promote", logger="carla_policy.serve")
-    assert (promoted["version"], promoted["previous"], promoted["reason"]) == (OTHER, VERSION, 'it "won"\n')
+    promoted = wait_for(serving, event="promote", logger="carla_policy.serve", version=OTHER)
+    assert (promoted["previous"], promoted["reason"]) == (VERSION, 'it "won"\n')
     assert "@" in promoted["by"]
     assert wait_for(serving, event="rollback")["version"] == VERSION
 
@@ -217,8 +208,8 @@ def test_console_has_the_same_events_and_the_last_one_says_that_it_stopped(small
         status, printed = server.stop()
     events = [json.loads(line) for line in printed.splitlines()]
     named = [event["event"] for event in events]
-    assert (status, named[0], named[-2:]) == (0, "starting", ["draining", "stopped"]) or named[-1] == "stopped"
-    assert {"worker_ready", "ready", "draining"} <= set(named)
+    assert (status, named[-1]) == (0, "stopped")
+    assert {"starting", "worker_ready", "ready", "draining"} <= set(named)
     assert [event["version"] for event in events if event.get("request_id") == refused] == [VERSION]
 
 
@@ -266,6 +257,7 @@ def test_following_goes_on_in_a_file_that_was_begun_anew(tmp_path: Path) -> None
         event = next(coming)
         if event:
             seen.append(event["time"])
+    coming.close()
     assert seen == ["2", "3", "4"]
 
 

@@ -27,7 +27,8 @@ MAX_TEXT = 4_000
 MAX_LINE = 16_000
 MAX_ENTRIES, MAX_DEPTH, MAX_FRAMES = 50, 4, 20
 
-_LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}
+LEVELS = {"DEBUG": 10, "INFO": 20, "WARN": 30, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_SHORT = {"WARNING": "WARN", "CRITICAL": "ERROR"}
 _FRACTION = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE][-+]?\d))([eE][-+]?\d+)?")
 
 
@@ -60,7 +61,7 @@ class JsonFormatter(logging.Formatter):
             message = str(record.msg)
         event = {
             "time": _utc(record.created),
-            "level": _LEVELS.get(record.levelname, record.levelname),
+            "level": _SHORT.get(record.levelname, record.levelname),
             "event": getattr(record, "event", "log"),
             "message": message,
             "logger": record.name,
@@ -136,8 +137,7 @@ class FloodFilter(logging.Filter):
 
 def level_of(name: str | None) -> int:
     """The level of a name such as `debug` or `WARN`, of any case; info where there is none or an unknown one."""
-    text = (name or "").strip().upper()
-    return logging.getLevelNamesMapping().get(text, logging.INFO) or logging.INFO
+    return LEVELS.get((name or "").strip().upper(), logging.INFO)
 
 
 def configured_level() -> int:

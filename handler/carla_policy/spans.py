@@ -38,6 +38,8 @@ from carla_policy.tracing import Trace
 DEFAULT_SERVICE_NAME = "carla-policy"
 STAGES = ("parse", "preprocess", "infer", "decide")
 
+_OTHERS = logging.getLogger("opentelemetry")
+
 logger = logging.getLogger(f"{OWN_LOGGER}.tracing")
 
 
@@ -46,8 +48,9 @@ class SpanTracer:
 
     def __init__(self, card: ModelCard, model_name: str) -> None:
         """Sampling, limits, the collector and its keys are as OpenTelemetry's environment variables say."""
-        logging.getLogger("opentelemetry").addHandler(_Once())
-        logging.getLogger("opentelemetry").propagate = False
+        self._trouble = _Once()
+        _OTHERS.addHandler(self._trouble)
+        _OTHERS.propagate = False
         self._version = card.version
         self._route = f"/predictions/{model_name}/{{version}}"
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
@@ -74,6 +77,8 @@ class SpanTracer:
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
+        _OTHERS.removeHandler(self._trouble)
+        _OTHERS.propagate = True
 
     def _record(
         self,

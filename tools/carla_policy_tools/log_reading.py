@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,15 +55,19 @@ def past_events(directory: Path, wanted: Callable[[Mapping[str, Any]], bool]) ->
     return sorted(events, key=_time)
 
 
-def new_events(directory: Path) -> Iterator[Mapping[str, Any] | None]:
+def new_events(directory: Path) -> Generator[Mapping[str, Any] | None, None, None]:
     """The events that come from now on; `None` where there is none for a moment. Begins with what is new at `next`."""
     tails = [_Tail(directory / f"{stem}.log") for stem in FILES]
-    while True:
-        came = [event for tail in tails for event in tail.read()]
-        yield from sorted(came, key=_time)
-        if not came:
-            yield None
-            time.sleep(POLL_S)
+    try:
+        while True:
+            came = [event for tail in tails for event in tail.read()]
+            yield from sorted(came, key=_time)
+            if not came:
+                yield None
+                time.sleep(POLL_S)
+    finally:
+        for tail in tails:
+            tail.close()
 
 
 def as_text(event: Mapping[str, Any]) -> str:
@@ -105,10 +109,13 @@ class _Tail:
             return
         if self._file is None or (present.st_ino, present.st_dev) != _identity(self._file):
             yield from self._read()
-            if self._file:
-                self._file.close()
+            self.close()
             self._file, self._rest = self._open(), b""
             yield from self._read()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
     def _open(self) -> BinaryIO | None:
         try:
