@@ -37,7 +37,8 @@ lines = [
 for line in lines:
     out.write(line + b"\n")
 for number in range({large}):
-    out.write(json.dumps({{**event, "event": "large", "run": os.getpid(), "fill": "x" * 12_000}}, separators=(",", ":")).encode() + b"\n")
+    large = {{**event, "event": "large", "run": os.getpid(), "fill": "x" * 12_000}}
+    out.write(json.dumps(large, separators=(",", ":")).encode() + b"\n")
 out.write(b"after all\n")
 out.flush()
 sys.stderr.write("Traceback (most recent call last):\n  printed to stderr\n")

@@ -80,9 +80,9 @@ def test_resources_of_the_readme_answer(server: ServeProcess) -> None:
 
 
 def test_links_and_paths_of_the_documents_exist() -> None:
-    for document in (PROJECT / "README.md", PROJECT / "examples" / "README.md"):
+    for document in (PROJECT / "README.md", PROJECT / "examples" / "README.md", CONFIG / "logs-and-traces.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), target
+            assert target.startswith("https://") or (document.parent / target).exists(), target
     assert all((CONFIG / "profiles" / f"{name}.yaml").exists() for name in ("realtime", "throughput"))
 
 

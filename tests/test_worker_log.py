@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from carla_policy_tools.worker_log import WorkerLog, is_death, load_failure
+from carla_policy_tools.worker_log import WorkerLog, is_death, load_failure, words
 
 
 def line(version: str, text: str, stream: str = "stdout", event: str = "worker_output") -> str:
@@ -28,6 +28,13 @@ def test_log_line_names_the_version_and_its_reason() -> None:
     assert load_failure("load_failed: who?") is None
     assert is_death(line("v1.2.3", DEATH))
     assert not is_death(refusal("v1.2.3"))
+
+
+def test_line_is_told_to_people_without_what_is_for_machines() -> None:
+    assert words(line("v1.2.3", "gone").rstrip()) == "gone"
+    assert words("no event") == "no event"
+    assert words(json.dumps({"message": "m", "exception": "E: x\n\tat y\n"})) == "m\nE: x\n\tat y"
+    assert words(json.dumps({"message": "m", "error": {"type": "OSError", "message": "x"}})) == "m: OSError: x"
 
 
 def test_only_what_the_version_s_workers_say_from_now_on_counts(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import CONFIG, KEY_FILE
 from carla_policy_tools.processes import END_WITH_PARENT, server_environment
 from carla_policy_tools.settings.effects import LOG_CONFIG
-from carla_policy_tools.worker_log import is_death, load_failure
+from carla_policy_tools.worker_log import is_death, load_failure, words
 
 if TYPE_CHECKING:
     from carla_policy_tools.lifecycle.management import Management
@@ -259,7 +259,7 @@ class TorchServe:
             raise ServerError(f"a version does not load (log: {self.log_file}):\n{self._last_words()}")
 
     def _last_words(self) -> str:
-        return "\n".join(list(self._output)[-LAST_LINES:])
+        return "\n".join(words(line) for line in list(self._output)[-LAST_LINES:])
 
     def stop(self) -> None:
         """End the server, then whatever is left of its process group; returns when nothing is."""

@@ -27,6 +27,15 @@ def read_event(line: str) -> Mapping[str, Any] | None:
     return event if isinstance(event, dict) and isinstance(event.get("message"), str) else None
 
 
+def words(line: str) -> str:
+    """What a line of a log says to people, without what is for machines."""
+    event = read_event(line)
+    if event is None:
+        return line
+    said = event["message"] if event.get("error") is None else f"{event['message']}: {_raised(event)}"
+    return f"{said}\n{event['exception']}".rstrip() if "exception" in event else str(said)
+
+
 def version_of(event: Mapping[str, Any]) -> str | None:
     """The version of the worker that an event is about."""
     found = _THREAD.fullmatch(str(event.get("thread")))
