@@ -10,7 +10,14 @@ import sys
 
 import typer
 
-from carla_policy_tools import artifact_commands, benchmark_commands, log_commands, serving_commands, signing_commands
+from carla_policy_tools import (
+    artifact_commands,
+    benchmark_commands,
+    log_commands,
+    prediction_command,
+    serving_commands,
+    signing_commands,
+)
 from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
@@ -22,6 +29,7 @@ VERBS = (
     *signing_commands.VERBS,
     *serving_commands.VERBS,
     *log_commands.VERBS,
+    *prediction_command.VERBS,
     *lifecycle_commands.VERBS,
     *routing_commands.VERBS,
     *benchmark_commands.VERBS,

@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING
 
 from carla_policy.errors import ArtifactError
 from carla_policy.otel_environment import export_delay_s, is_wanted
-from carla_policy_tools.configuration import Ports, Profile, SizeLimits, properties
+from carla_policy_tools.configuration import Ports, SizeLimits, properties
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
 from carla_policy_tools.lifecycle.intents import any_interrupted
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
 from carla_policy_tools.lifecycle.settling import settle
-from carla_policy_tools.paths import archive_name, naming
 from carla_policy_tools.processes import STOP_SIGNALS, age_s, stop_signals
 from carla_policy_tools.settings.applying import REQUEST_FILE, take_over
 from carla_policy_tools.settings.effects import worker_environment, write_log_level
@@ -166,6 +165,7 @@ def _run(
     with ExitStack() as outlasting, torchserve as server, _renewal(endpoint, request.token_minutes):
         try:
             times = {"started": age_s()}
+            from carla_policy_tools.lifecycle.copies import take_copies
             from carla_policy_tools.lifecycle.probes import Probes
             from carla_policy_tools.lifecycle.reconciling import reconcile
             from carla_policy_tools.lifecycle.stopping import drain
@@ -183,7 +183,7 @@ def _run(
             endpoint = endpoint.model_copy(update={"server_pid": server.pid})
             announcement.say(endpoint)
             outlasting.enter_context(Probes(registry_file, ports.health, ports.host))
-            digests, git_shas = _take_copies(declaration, settings, registry_file.store, endpoint.store)
+            digests, git_shas = take_copies(declaration, settings, registry_file.store, endpoint.store)
             times["verified"] = age_s()
             server.configure()
             server.wait_ready(
@@ -262,38 +262,6 @@ def _watch(
                 with suppress(requests.RequestException, RegistryError, ArtifactError):
                     settle(registry_file, management)
             time.sleep(WATCH_INTERVAL_S)
-
-
-def _take_copies(
-    declaration: Declaration, settings: Mapping[str, Profile], store: Path, copies: Path
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Copy the archives to where the server loads from, each checked as a copy; digests and git SHAs by version.
-
-    A copy then gets its profile's time-outs and limits, see `Profile.model_config_yaml`.
-    """
-    from carla_policy_tools.archive import copy_archive, with_config
-    from carla_policy_tools.keys import load_public_keys
-    from carla_policy_tools.signing import check_archive
-
-    digests, git_shas = {}, {}
-    for version, profile in settings.items():
-        archive = store / archive_name(version)
-        copy = copies / archive.name
-        with naming(archive), tempfile.TemporaryDirectory(prefix="carla-policy-check-") as scratch:
-            try:
-                copy_archive(archive, copy)
-            except ArtifactError as error:
-                raise ArtifactError(f"{error}; build it again, or `carla-policy retire {version}`") from None
-            checked = check_archive(copy, Path(scratch), load_public_keys(profile.trusted_keys), archive)
-            digests[version], git_shas[version] = checked.digest, checked.card.git_sha
-            registered = declaration.digests.get(version, digests[version])
-            if digests[version] != registered:
-                raise ArtifactError(
-                    f"{archive}: has changed since {version} was registered: expected {registered}, got "
-                    f"{digests[version]}; put that archive back, or `carla-policy retire {version}`"
-                )
-            copy.write_bytes(with_config(Path(scratch), profile.model_config_yaml()))
-    return digests, git_shas
 
 
 @contextmanager

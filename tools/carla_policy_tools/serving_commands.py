@@ -1,26 +1,20 @@
-"""The verbs about a server: `carla-policy serve` and `predict`."""
+"""The verb that starts a server: `carla-policy serve`."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import typer
 
-from carla_policy.version import parse_version
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.console import err, out, print_json
-from carla_policy_tools.options import Deployment, Json, Registry, RegistryFlag, Store, StoreFlag
-from carla_policy_tools.paths import MODEL_STORE, archive_name
+from carla_policy_tools.options import Deployment, Json, RegistryFlag, StoreFlag
+from carla_policy_tools.paths import archive_name
 
 if TYPE_CHECKING:
     from carla_policy_tools.lifecycle.endpoint import Endpoint
-    from carla_policy_tools.lifecycle.registry import RegistryFile
     from carla_policy_tools.settings.resolving import Resolved
-    from carla_policy_tools.tokens import Tokens
     from carla_policy_tools.workers.preloading import ForkServer
 
 
@@ -187,88 +181,4 @@ def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: 
         serving.serve(request, on_start=on_start, on_ready=on_ready, on_trouble=on_trouble)
 
 
-def predict(
-    version: Annotated[str | None, typer.Argument(help="Version to ask; the promoted one by default.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Base URL for predictions; the store's own server's, else port 8080 here.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
-    ] = None,
-    golden: Annotated[
-        int | None,
-        typer.Option(help="Without a file: which golden observation to send; the first by default.", min=0),
-    ] = None,
-    stochastic: Annotated[
-        bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of a stochastic answer.", min=0)] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="key_file.json of a server with --token-auth; the store's own server's is found."),
-    ] = None,
-    store: Store = MODEL_STORE,
-    registry: Registry = None,
-    as_json: Json = False,
-) -> None:
-    """Send an observation to a running server and print the action.
-
-    Examples: `carla-policy predict`, `carla-policy predict v0.1.0 --golden 7 --stochastic --seed 42`,
-    `carla-policy predict --file request.json`
-    """
-    from carla_policy_tools import client
-    from carla_policy_tools.lifecycle.registry import RegistryFile
-    from carla_policy_tools.tokens import Tokens
-
-    asked = parse_version(version) if version else None
-    if file and (golden is not None or stochastic or seed is not None):
-        raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
-    if seed is not None and not stochastic:
-        raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
-    own = _own_server(RegistryFile.of(store, registry))
-    if url is None:
-        url = own.ports.url("inference") if own else f"http://{LOOPBACK}:8080"
-    url = url if "://" in url else f"http://{url}"
-    auth = Tokens(key_file, "inference") if key_file else _auth_of(url, own)
-    if file:
-        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    else:
-        source = store / archive_name(asked or client.promoted_version(url, auth))
-        observations, recurrent = client.golden_observations(source)
-        row = golden or 0
-        if row >= len(observations):
-            raise ValueError(f"--golden {row}: {source.name} has the observations 0 to {len(observations) - 1}")
-        request = client.request_body(
-            observations[row : row + 1], deterministic=not stochastic, seed=seed, episode_start=recurrent
-        )
-        body = json.dumps(request).encode()
-    answer = client.predict(url, asked, body, auth)
-    if as_json:
-        print_json(answer)
-        return
-    for action in answer["actions"]:
-        out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
-    how = "deterministic" if answer["deterministic"] else f"seed {answer['seed']}"
-    out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
-
-
-def _own_server(registry_file: RegistryFile) -> Endpoint | None:
-    from carla_policy_tools.lifecycle.endpoint import find_server
-    from carla_policy_tools.lifecycle.registry import RegistryError
-
-    try:
-        return find_server(registry_file)
-    except RegistryError:
-        return None
-
-
-def _auth_of(url: str, server: Endpoint | None) -> Tokens | None:
-    """The keys of a registry's own server, if it asks for them: they are for nobody else at another `url`."""
-    if server is None:
-        return None
-    asked, own = urlsplit(url), urlsplit(server.ports.url("inference"))
-    hosts = {own.hostname, "localhost"} if own.hostname == LOOPBACK else {own.hostname}
-    return server.auth("inference") if asked.hostname in hosts and asked.port == own.port else None
-
-
-VERBS = (serve, predict)
+VERBS = (serve,)
