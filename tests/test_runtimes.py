@@ -17,6 +17,7 @@ from carla_policy.errors import ArtifactError
 from carla_policy.loading import LoadedPolicy
 from carla_policy.runtimes import Signature, load_runtime
 from carla_policy.runtimes.device import DEVICE_VARIABLE
+from carla_policy.runtimes.onnx import providers
 from carla_policy.runtimes.torch import load_torch
 from carla_policy_tools.artifact import load_artifact, seal
 from carla_policy_tools.export.choices import FILE_OF_RUNTIME
@@ -161,6 +162,14 @@ def test_device_is_what_the_environment_says(
         monkeypatch.setenv(DEVICE_VARIABLE, "cuda")
         with pytest.raises(ArtifactError, match="torch finds no CUDA device here"):
             load_runtime(tmp_path / "model.pt", SIGNATURE, 1)
+
+
+def test_onnx_obeys_the_same_choice_of_device() -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    assert providers("auto", [cuda, cpu]) == providers("cuda", [cuda, cpu]) == [cuda, cpu]
+    assert providers("cpu", [cuda, cpu]) == providers("auto", [cpu]) == [cpu]
+    with pytest.raises(ArtifactError, match="CARLA_POLICY_DEVICE=cuda: this onnxruntime knows no CUDA, only CPUExec"):
+        providers("cuda", [cpu])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the GPU's path is not tested")

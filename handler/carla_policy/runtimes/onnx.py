@@ -57,11 +57,14 @@ def load_onnx(path: Path, signature: Signature, tile: int) -> OnnxRuntime:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    providers = _providers(wanted_device(), onnxruntime.get_available_providers())
-    return OnnxRuntime(onnxruntime.InferenceSession(data, options, providers), signature, tile)
+    chosen = providers(wanted_device(), onnxruntime.get_available_providers())
+    session = onnxruntime.InferenceSession(data, options, chosen)
+    if wanted_device() == "cuda" and _CUDA not in session.get_providers():
+        raise ArtifactError(f"{DEVICE_VARIABLE}=cuda: onnxruntime finds no CUDA device here")
+    return OnnxRuntime(session, signature, tile)
 
 
-def _providers(device: str, available: Sequence[str]) -> list[str]:
+def providers(device: str, available: Sequence[str]) -> list[str]:
     """What onnxruntime is to use for `device`; `ArtifactError` where a GPU is asked for and its build knows none."""
     if device == "cuda" and _CUDA not in available:
         raise ArtifactError(

@@ -24,9 +24,11 @@ OTHER_VARIABLES = frozenset(
     for name in (
         "ACCESS_EVENTS_PER_S",
         "DRAIN_FILE",
+        "FETCH_TOKEN",
         "GATE_ADDRESS",
         "GATE_SERVER",
         "GATE_TOKENS",
+        "IMAGE_TEST",
         "KEY_PASSPHRASE",
         "LOG_LEVEL_FILE",
         "MAX_RESPONSE_BYTES",
@@ -36,9 +38,11 @@ OTHER_VARIABLES = frozenset(
         "PROXY_SERVER_TIMEOUT",
         "PROXY_UPSTREAM",
         "STATE_KEY",
+        "TAG",
     )
 )
-"""Of this project, but no settings of a server: for the proxies, for signing, and what `serve` tells its workers."""
+"""Of this project, but no settings of a server: for the proxies, for signing, for images and their tests, and what
+`serve` tells its workers."""
 
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
