@@ -14,6 +14,7 @@ import pytest
 from carla_policy.events import (
     MAX_LINE,
     METRICS_LOGGER,
+    REQUESTS_LOGGER,
     Allowance,
     FloodFilter,
     JsonFormatter,
@@ -21,6 +22,7 @@ from carla_policy.events import (
     tell,
     without_values,
 )
+from carla_policy.worker_events import WorkerEvents
 
 
 class Logged:
@@ -148,6 +150,22 @@ def test_flood_of_one_kind_is_cut_off_and_counted_and_others_pass(logged: Logged
         logged.logger.info("the same %d", number)
     logged.logger.info("another")
     assert [event["message"] for event in logged.events] == ["the same 0", "the same 1", "the same 2", "another"]
+
+
+def test_events_of_requests_are_not_held_back_twice() -> None:
+    logged = Logged(REQUESTS_LOGGER)
+    logged.handler.addFilter(FloodFilter(per_s=1e-9, burst=1))
+    for _ in range(10):
+        tell(logged.logger, logging.ERROR, "request_error", "answered 500")
+    assert len(logged.events) == 10
+
+
+@pytest.mark.parametrize("level", ["debug", "critical"])
+def test_reason_of_a_failed_load_is_told_at_every_level(level: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(level_of(level), "carla_policy"):
+        caplog.clear()
+        WorkerEvents.tell_failed_load(object.__new__(WorkerEvents), ValueError("model.pt: content has changed"))
+    assert [record.getMessage() for record in caplog.records] == ["model.pt: content has changed"]
 
 
 def test_next_event_of_a_kind_says_how_many_were_not_told(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:

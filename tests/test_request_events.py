@@ -144,6 +144,14 @@ def test_fault_of_the_service_is_told_with_its_place_and_the_request_s_id(
     assert "canary" not in "".join(told.lines)
 
 
+def test_request_that_cannot_be_told_of_is_answered_all_the_same(
+    synthetic: LoadedPolicy, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RequestEvents, "_tell_error", lambda *_: 1 / 0)
+    Worker(synthetic).ask(b"{")
+    assert json.loads(told.lines[0])["error"]["type"] == "ZeroDivisionError"
+
+
 def test_interventions_are_added_up_between_events(synthetic: LoadedPolicy, told: Told) -> None:
     worker = Worker(broken(synthetic))
     for _ in range(10):

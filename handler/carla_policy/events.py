@@ -23,6 +23,8 @@ LEVEL_VARIABLE = "CARLA_POLICY_LOG_LEVEL"
 METRICS_LOGGER = "ts.metrics.caching_metric"
 """Its lines are for TorchServe, which takes them out of a worker's output."""
 OWN_LOGGER = "carla_policy"
+REQUESTS_LOGGER = f"{OWN_LOGGER}.requests"
+"""Its events have rates of their own, see `request_events`."""
 MAX_TEXT = 4_000
 MAX_LINE = 16_000
 MAX_ENTRIES, MAX_DEPTH, MAX_FRAMES = 50, 4, 20
@@ -110,7 +112,8 @@ class Allowance:
 class FloodFilter(logging.Filter):
     """Lets `burst` records of one kind pass at once, and `per_s` a second; the next one says how many were not told.
 
-    A kind is an event's name, or the logger and the text before anything is filled in.
+    A kind is an event's name, or the logger and the text before anything is filled in. Metrics and events of requests
+    are not held back here.
     """
 
     MAX_KINDS = 256
@@ -121,7 +124,7 @@ class FloodFilter(logging.Filter):
         self._allowances: dict[object, Allowance] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == METRICS_LOGGER:
+        if record.name in (METRICS_LOGGER, REQUESTS_LOGGER):
             return True
         kind = getattr(record, "event", (record.name, str(record.msg)[:80]))
         if kind not in self._allowances and len(self._allowances) >= self.MAX_KINDS:

@@ -20,7 +20,7 @@ from carla_policy.answers import Answer, Outcome
 from carla_policy.batch import Batch, Request
 from carla_policy.deadline import queued_s
 from carla_policy.errors import RequestError
-from carla_policy.events import OWN_LOGGER, Allowance, describe, tell
+from carla_policy.events import REQUESTS_LOGGER, Allowance, describe, tell
 from carla_policy.trace_context import echoed_id, trace_id
 from carla_policy.tracing import Trace
 
@@ -29,7 +29,7 @@ DEFAULT_ACCESS_PER_S, MAX_ACCESS_PER_S = 1.0, 1_000.0
 SUMMARY_INTERVAL_S = 1.0
 MAX_KINDS = 5
 
-logger = logging.getLogger(f"{OWN_LOGGER}.requests")
+logger = logging.getLogger(REQUESTS_LOGGER)
 
 
 def access_rate() -> float:
@@ -62,7 +62,16 @@ class RequestEvents:
         self._novel = 0
 
     def note(self, batch: Batch, answers: Sequence[Answer], traces: Sequence[Trace] = ()) -> None:
-        """Tell what is worth it of `answers` to the requests of `batch`, of which there are `traces` or none."""
+        """Tell what is worth it of `answers` to the requests of `batch`, of which there are `traces` or none.
+
+        Whatever goes wrong is logged: no answer fails for it.
+        """
+        try:
+            self._note(batch, answers, traces)
+        except Exception:
+            logger.exception("what became of %d requests is not told", len(answers))
+
+    def _note(self, batch: Batch, answers: Sequence[Answer], traces: Sequence[Trace]) -> None:
         self._answered += len(answers)
         for index, item in enumerate(batch.items):
             if (

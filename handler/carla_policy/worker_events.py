@@ -44,7 +44,8 @@ class WorkerEvents:
         self._formatter.context = {"model": model, "version": version, "pid": os.getpid()}
 
     def tell_failed_load(self, error: Exception) -> None:
-        tell(logger, logging.ERROR, "load_failed", str(error))
+        """At the highest level: whoever registers the version is told this reason."""
+        tell(logger, logging.CRITICAL, "load_failed", str(error))
 
     def tell_ready(self, loaded: LoadedPolicy) -> None:
         """Loaded, tested and ready; whatever is raised from now on may have a request in its words."""
