@@ -25,7 +25,8 @@ def cache_file(java: Java, jar: Path, directory: Path = DIRECTORY) -> Path | Non
     if java.major < MIN_MAJOR:
         return None
     stat = jar.stat()
-    key = (java.release, str(jar), stat.st_size, stat.st_mtime_ns)
+    # Java looks at whole seconds too, and an image's layers keep no more.
+    key = (java.release, str(jar), stat.st_size, int(stat.st_mtime))
     return directory / f"torchserve-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.aot"
 
 

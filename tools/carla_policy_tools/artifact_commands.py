@@ -1,4 +1,4 @@
-"""The verbs about artifacts and archives: `carla-policy build`, `verify`, `seal` and `init`."""
+"""The verbs about artifacts and archives: `carla-policy build`, `verify`, `fetch`, `seal` and `init`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from carla_policy_tools.console import err, out, parity_table, print_json
-from carla_policy_tools.options import Json, Store
+from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import ARTIFACTS, MODEL_STORE, naming
 
 
@@ -77,6 +77,60 @@ def verify(
         print_json({"verified": results})
 
 
+def fetch(
+    source: Annotated[
+        str, typer.Option("--from", help="Where archives and signatures lie: a directory, http:// or https://.")
+    ],
+    versions: Annotated[
+        list[str] | None, typer.Argument(help="Versions; all of the registry by default, or of the directory.")
+    ] = None,
+    declared: Annotated[
+        Path | None, typer.Option(help="A registry that becomes the store's own, such as one of a ConfigMap.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where that gives up changes in the store's own registry.")
+    ] = False,
+    keys: Annotated[
+        list[Path] | None, typer.Option("--key", help="Public key; one of those given must have signed the archives.")
+    ] = None,
+    patience_s: Annotated[
+        float, typer.Option(help="Seconds for which a source that fails is asked again.", min=0)
+    ] = 60.0,
+    store: Store = MODEL_STORE,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the archives that a registry declares into the store, each only if it has the declared digest.
+
+    Nothing of an archive runs; `serve` replays its golden vectors. CARLA_POLICY_FETCH_TOKEN is sent as a bearer token.
+
+    Example: `carla-policy fetch --from https://archives.example/policies --declared production.json --key release.pub`
+    """
+    from carla_policy.version import parse_version
+    from carla_policy_tools import fetching
+    from carla_policy_tools.keys import load_public_keys
+    from carla_policy_tools.lifecycle.registry import RegistryFile
+
+    with err.status(f"fetching from {source}"):
+        results = fetching.fetch(
+            fetching.source_of(source),
+            RegistryFile.of(store, registry),
+            declared=fetching.read_declared(declared) if declared else None,
+            versions=[parse_version(version) for version in versions or ()],
+            trusted_keys=load_public_keys(keys or ()),
+            replace=replace,
+            patience_s=patience_s,
+            on_retry=lambda reason: err.print(f"asking again: {reason}", markup=False),
+        )
+    if as_json:
+        print_json({"fetched": [vars(result) for result in results]})
+        return
+    for result in results:
+        how = "there already" if result.unchanged else "fetched"
+        signed = f", signed by {', '.join(result.signed_by)}" if result.signed_by else ""
+        out.print(f"{how}: {result.version}  {result.digest[:19]}{signed}")
+
+
 def seal(artifact: Annotated[Path, typer.Argument(help="Artifact directory.")], as_json: Json = False) -> None:
     """Write the digests of all files into the model card, after an edit that was meant.
 
@@ -116,7 +170,7 @@ def init(
         out.print(f"wrote {card}; replace what is marked with <-, then pass it to `carla-policy export ... --card`")
 
 
-VERBS = (build, verify, seal, init)
+VERBS = (build, verify, fetch, seal, init)
 
 
 def _print_verification(result: dict[str, Any], verb: str) -> None:
