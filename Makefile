@@ -13,10 +13,10 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check fix lock clean
+.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check image-test image fix lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 $(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +53,7 @@ proxy: setup  ## Put HAProxy into build/ if it is not on the PATH, from Debian's
 test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
 	-$(BIN)/python -m benchmarks.bench.wrk  # without it one test of the benchmark is skipped
+	-$(BIN)/python -m tests.kubectl  # without it the tests of Kubernetes are skipped
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_OPTIONS)
 
 $(VENV)/bench.stamp: $(VENV)/serve.stamp requirements/dev.txt
@@ -71,6 +72,14 @@ check: $(VENV)/dev.stamp  ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# The same steps run in `make test` without an engine; this one has requirements installed and the cache recorded too.
+image-test: $(VENV)/dev.stamp  ## Run the Dockerfile's steps and its image without an engine, some minutes, as root
+	CARLA_POLICY_IMAGE_TEST=full $(BIN)/python -m pytest --numprocesses 0 tests/test_containers.py
+
+image:  ## Build the image with Docker; `make image IMAGE_OPTIONS="--build-arg ..."` passes options on
+	docker build -t carla-policy-serving:dev --build-arg GIT_SHA=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) .
 
 fix: $(VENV)/dev.stamp  ## Mend what lint and formatting can mend
 	$(BIN)/ruff check --fix .

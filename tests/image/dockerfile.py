@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-_KNOWN = frozenset(
-    "ARG FROM SHELL WORKDIR COPY RUN LABEL VOLUME ENV USER EXPOSE STOPSIGNAL HEALTHCHECK ENTRYPOINT CMD".split()
+_KNOWN = re.compile(
+    "ARG|FROM|SHELL|WORKDIR|COPY|RUN|LABEL|VOLUME|ENV|USER|EXPOSE|STOPSIGNAL|HEALTHCHECK|ENTRYPOINT|CMD"
 )
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -36,7 +36,7 @@ def read(path: Path) -> list[Instruction]:
         if not statement.strip():
             continue
         name, _, rest = statement.strip().partition(" ")
-        assert name in _KNOWN, f"{name}: not known here"
+        assert _KNOWN.fullmatch(name), f"{name}: not known here"
         flags = {}
         while match := re.match(r"\s*--([a-z-]+)=(\S+)\s*", rest):
             flags[match[1]] = match[2]

@@ -1,9 +1,9 @@
 """Build the image of the Dockerfile, and run containers of it, with nothing but namespaces and an overlay.
 
 A base image is this machine's system: its `/` below everything, with what is not part of a system hidden (home
-directories, temporary files, the checkout), and the interpreter that runs the tests on the PATH, as `python` images have
-it. Every RUN is carried out by a shell in such a tree, COPY takes what `.dockerignore` lets through, and what an engine
-loses on the way is lost here too: fractions of a second in the times of files, a root that can be written to, rights.
+directories, temporary files, the checkout), and the interpreter that runs the tests on the PATH, as `python` images
+have it. Every RUN is carried out by a shell in such a tree, COPY takes what `.dockerignore` lets through, and what an
+engine loses on the way is lost here too: fractions of a second in the times of files, a root to write to, rights.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from tests.image.dockerfile import Ignored, Instruction, read, stages, substitute
 
@@ -32,10 +35,11 @@ ADDRESS = "192.0.2.7"
 USER = 10001
 _INSIDE = Path(__file__).with_name("inside.py")
 _NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-_SYSTEM = frozenset("bin boot dev etc lib lib32 lib64 libx32 opt proc run sbin sys usr var".split())
+_SYSTEM = re.compile("bin|boot|dev|etc|lib(|32|64|x32)|opt|proc|run|sbin|sys|usr|var")
 _REQUIREMENTS = re.compile(r"/opt/venv/bin/pip install [^;]*-r requirements/serve.txt[^;]*")
-_PACKAGES = [path for path in sys.path if path.endswith("site-packages")]
+_PACKAGES = sysconfig.get_path("purelib")
 _CLONE_NEWNET = 0x40000000
+_LISTEN = "0A"
 _TIMEOUT_S = 300
 
 
@@ -94,23 +98,25 @@ class Image:
         *,
         writable: bool,
         shown: Sequence[tuple[Path, str]] = (),
-        volumes: Sequence[tuple[Path, str]] = (),
-        tmpfs: Mapping[str, str] | None = None,
+        volumes: Sequence[tuple[Path, str, bool]] = (),
+        work: Path | None = None,
         environment: Mapping[str, str] | None = None,
         network: bool = False,
         directory: str | None = None,
     ) -> list[str]:
-        """What runs `command` in this image: a step of the build if the layer is `writable`, else confined."""
-        own = [(path, path) for path in [sys.base_prefix, *(_PACKAGES if self.borrows else ())]]
+        """What runs `command` in this image: a step of the build if the layer is `writable`, else confined.
+
+        `volumes` are directories, where they are mounted, and whether for reading only.
+        """
+        own = [(path, path) for path in [sys.base_prefix, *([_PACKAGES] if self.borrows else [])]]
         spec: dict[str, Any] = {
             "root": str(self.directory / "root"),
             "layer": str(self.layer),
-            "work": str(self.directory / "work"),
+            "work": str(work or self.directory / "work"),
             "writable": writable,
             "hidden": _hidden(),
             "shown": [(str(source), path) for source, path in (*own, *shown)],
-            "volumes": [(str(source), path) for source, path in volumes],
-            "tmpfs": tmpfs or {},
+            "volumes": [(str(source), path, read_only) for source, path, read_only in volumes],
             "address": ADDRESS if network else None,
             "directory": directory or self.work_directory,
             "user": self.user,
@@ -163,13 +169,10 @@ class _Stage:
 
     def _env(self, instruction: Instruction) -> None:
         known = {**self._variables, **self._image.environment}
-        self._image.environment |= dict(
-            word.split("=", 1) for word in map(lambda w: substitute(w, known), instruction.words)
-        )
+        self._image.environment |= dict(substitute(word, known).split("=", 1) for word in instruction.words)
 
     def _label(self, instruction: Instruction) -> None:
-        words = (substitute(word, self._variables) for word in instruction.words)
-        self._image.labels |= dict(word.split("=", 1) for word in words)
+        self._image.labels |= dict(substitute(word, self._variables).split("=", 1) for word in instruction.words)
 
     def _shell(self, instruction: Instruction) -> None:
         self._image.shell = instruction.words
@@ -180,7 +183,8 @@ class _Stage:
 
     def _user(self, instruction: Instruction) -> None:
         user, group = instruction.text.split(":")
-        assert user == group and user.isdigit(), "expected a number, so that it can be seen not to be root"
+        assert user == group
+        assert user.isdigit(), "expected a number, so that it can be seen not to be root"
         self._image.user = int(user)
 
     def _volume(self, instruction: Instruction) -> None:
@@ -245,8 +249,13 @@ def _assignment(text: str, given: Mapping[str, str], known: Mapping[str, str]) -
 
 
 def _borrowed_packages(_: re.Match[str]) -> str:
-    """In the place of `pip install -r ...`: a file that leads to packages which are there already."""
-    return f"printf '%s\\n' {shlex.join(_PACKAGES)} > /opt/venv/lib/python3.11/site-packages/borrowed.pth"
+    """In the place of `pip install -r ...`: links to packages that are there already, but for this project itself."""
+    own = r"__editable__* | carla_policy_serving* | *.pth"
+    return (
+        f"for package in {shlex.quote(_PACKAGES)}/*; do case ${{package##*/}} in {own}) ;; *) "
+        'test -e "/opt/venv/lib/python3.11/site-packages/${package##*/}" || '
+        'ln -s "$package" /opt/venv/lib/python3.11/site-packages/ ;; esac; done'
+    )
 
 
 def _python() -> Path:
@@ -254,7 +263,7 @@ def _python() -> Path:
 
 
 def _hidden() -> list[str]:
-    return sorted(str(path) for path in Path("/").iterdir() if path.is_dir() and path.name not in _SYSTEM)
+    return sorted(str(path) for path in Path("/").iterdir() if path.is_dir() and not _SYSTEM.fullmatch(path.name))
 
 
 def _lose_fractions(layer: Path) -> None:
@@ -277,24 +286,26 @@ class Container:
         *,
         arguments: Sequence[str] | None = None,
         volumes: Mapping[str, Path] | None = None,
-        tmpfs: Mapping[str, str] | None = None,
+        read_only: Collection[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`volumes` by where they are mounted; those in `read_only` for reading only."""
         self.image = image
         self._scratch = tempfile.TemporaryDirectory(prefix="carla-policy-container-")
+        work = Path(self._scratch.name, "work")
+        work.mkdir()
         given = dict(volumes or {})
         for path in image.volumes:
-            if path not in given and path not in (tmpfs or {}):
+            if path not in given:
                 given[path] = Path(self._scratch.name, path.strip("/").replace("/", "-"))
                 given[path].mkdir()
                 given[path].chmod(0o1777)
-        self.volumes = given
         self._environment = {**image.environment, **(environment or {})}
         self._command = image.command(
             [*image.entrypoint, *(image.arguments if arguments is None else arguments)],
             writable=False,
-            volumes=[(source, path) for path, source in given.items()],
-            tmpfs=tmpfs,
+            volumes=[(source, path, path in read_only) for path, source in given.items()],
+            work=work,
             environment=environment,
             network=True,
         )
@@ -314,9 +325,20 @@ class Container:
         self._process.wait()
         self._scratch.cleanup()
 
-    def pids(self) -> list[int]:
-        """Its processes as the container knows them."""
-        return [int(entry.name) for entry in Path(f"/proc/{self.pid}/root/proc").iterdir() if entry.name.isdigit()]
+    def processes(self) -> list[psutil.Process]:
+        """Process 1 and all that come from it."""
+        first = psutil.Process(self.pid)
+        return [first, *first.children(recursive=True)]
+
+    def listening(self) -> set[int]:
+        """TCP ports that somebody in its network listens on."""
+        found = set()
+        for name in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{self.pid}/net/{name}").read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                if state == _LISTEN:
+                    found.add(int(local.rpartition(":")[2], 16))
+        return found
 
     def wait(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)

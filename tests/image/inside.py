@@ -1,7 +1,6 @@
-"""The first process of a step or a container: it makes its own file system, gives up its rights, and becomes the command.
+"""The first process of a step or a container: makes its own file system, gives up its rights, and becomes the command.
 
-Started by `unshare` as root with new namespaces; all it needs is in the JSON of its one argument. Nothing of the project
-is imported: it runs before there is an image, on any Python.
+Started by `unshare` as root with new namespaces; all it needs is in the JSON of its one argument.
 """
 
 import ctypes
@@ -32,13 +31,15 @@ def main(spec):
         place = root / path[1:]
         place.mkdir(parents=True, exist_ok=True)
         mount(source, place, options="bind")
+    for _, path, _ in spec["volumes"]:
+        (root / path[1:]).mkdir(parents=True, exist_ok=True)
     if not spec["writable"]:
         for path in ("/", *spec["hidden"], *(path for _, path in spec["shown"])):
             mount("none", root / path[1:], options="remount,bind,ro")
-    for source, path in spec["volumes"]:
+    for source, path, read_only in spec["volumes"]:
         mount(source, root / path[1:], options="bind")
-    for path, options in spec["tmpfs"].items():
-        mount("tmpfs", root / path[1:], kind="tmpfs", options=options)
+        if read_only:
+            mount("none", root / path[1:], options="remount,bind,ro")
     make_devices(root / "dev", not spec["writable"])
     mount("proc", root / "proc", kind="proc")
     if spec["address"]:

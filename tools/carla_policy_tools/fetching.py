@@ -1,8 +1,8 @@
 """Bring a registry and its archives from elsewhere into a store: what starts a container that has neither.
 
-The registry that is declared says which bytes each version is. An archive is loaded beside its place, and comes there in
-one step when its digest is the registry's, its own list of digests holds, and a trusted key has signed it where that is
-asked for. Nothing of it runs; `serve` replays its golden vectors as it does with every archive.
+The registry that is declared says which bytes each version is. An archive is loaded beside its place, and comes there
+in one step when its digest is the registry's, its own list of digests holds, and a trusted key has signed it where that
+is asked for. Nothing of it runs; `serve` replays its golden vectors as it does with every archive.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -32,7 +31,7 @@ from carla_policy_tools.signing import MAX_FILE_BYTES, check_archive, signature_
 if TYPE_CHECKING:
     import requests
 
-TOKEN_VARIABLE = "CARLA_POLICY_FETCH_TOKEN"  # noqa: S105
+TOKEN_VARIABLE = "CARLA_POLICY_FETCH_TOKEN"
 """What is sent as `Authorization: Bearer` to a server of archives, if set."""
 PATIENCE_S = 60.0
 """For a source that is not there yet, or breaks off."""
@@ -192,7 +191,7 @@ def _chosen(registry_file: RegistryFile, own: Registry, declared: Registry, repl
         return own if own.sequence > declared.sequence and not replace else declared
     if own.sequence and not replace:
         raise RegistryError(
-            f"{registry_file.path}: has a history of its own, which the declared registry lacks; `--replace` gives it up"
+            f"{registry_file.path}: has changes which the declared registry lacks; `--replace` gives them up"
         )
     return declared
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,14 @@ def archive_name(version: str) -> str:
 
 
 def archived_versions(store: Path) -> list[str]:
-    """Versions that `store` has an archive of, oldest first; files of other names are none."""
-    return sorted_versions(path.stem.removeprefix(f"{MODEL_NAME}-") for path in store.glob(f"{MODEL_NAME}-*.mar"))
+    """Versions that `store` has an archive of, oldest first; files of other names are none.
+
+    `PermissionError` where this user may not look, which is something else than an empty store.
+    """
+    names = map(Path, os.listdir(store) if store.is_dir() else ())  # noqa: PTH208
+    return sorted_versions(
+        name.stem.removeprefix(f"{MODEL_NAME}-") for name in names if name.match(f"{MODEL_NAME}-*.mar")
+    )
 
 
 def sorted_versions(names: Iterable[str]) -> list[str]:
