@@ -48,6 +48,17 @@ def test_a_java_without_such_caches_is_told_of_none(tmp_path: Path) -> None:
 
 
 @needs_cache
+def test_a_cache_fits_a_jar_whose_time_has_lost_its_fraction(tmp_path: Path) -> None:
+    """As in the layers of a container image; Java itself compares whole seconds."""
+    jar = Path(shutil.copy2(JAR, tmp_path / "copy.jar"))
+    paths = set()
+    for fraction in (0, 700_000_000):
+        os.utime(jar, ns=(0, 10**18 + fraction))
+        paths.add(cache_file(JAVA, jar, tmp_path))
+    assert len(paths) == 1
+
+
+@needs_cache
 def test_a_cache_belongs_to_one_java_and_one_jar(tmp_path: Path) -> None:
     jar = Path(shutil.copy2(JAR, tmp_path / "other.jar"))
     paths = [

@@ -181,7 +181,9 @@ def test_image_starts_java_with_its_cache(container: Container) -> None:
     if not FULL:
         pytest.skip("no cache is recorded here; CARLA_POLICY_IMAGE_TEST=full does")
     (java,) = [process for process in container.processes() if process.name() == "java"]
-    assert any(flag.startswith("-XX:AOTCache=/opt/carla-policy/build/aot/") for flag in java.cmdline())
+    mapped = [place.path for place in java.memory_maps() if place.path.endswith(".aot")]
+    assert mapped, "Java did not take it"
+    assert {Path(path).parent for path in mapped} == {Path("/opt/carla-policy/build/aot")}
 
 
 def test_container_runs_without_root_rights_or_a_place_to_write_to(container: Container) -> None:

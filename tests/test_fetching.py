@@ -25,6 +25,7 @@ from carla_policy_tools.lifecycle.newcomers import Newcomer, record
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.paths import archive_name
+from carla_policy_tools.processes import server_environment
 from carla_policy_tools.signing import sign_archive, signature_path
 from tests.archive_server import ArchiveServer
 from tests.servers import COMMAND, ServeProcess
@@ -126,13 +127,14 @@ def test_an_archive_of_no_end_is_not_taken(
         fetch(HttpSource(server.url), target, declared=registry)
 
 
-def test_the_token_of_the_environment_is_sent(
+def test_the_token_of_the_environment_is_sent_and_no_server_or_policy_gets_it(
     small_store: Path, registry: Registry, target: RegistryFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CARLA_POLICY_FETCH_TOKEN", "a-secret")
     with ArchiveServer(small_store).running() as server:
         fetch(HttpSource(server.url), target, declared=registry)
     assert server.authorizations == {"Bearer a-secret"}
+    assert "a-secret" not in server_environment().values()
 
 
 def test_an_archive_has_to_be_signed_where_keys_are_given(

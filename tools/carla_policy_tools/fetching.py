@@ -26,13 +26,12 @@ from carla_policy_tools.lifecycle.endpoint import find_server
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
 from carla_policy_tools.paths import archive_name, archived_versions, naming
+from carla_policy_tools.processes import FETCH_TOKEN_VARIABLE
 from carla_policy_tools.signing import MAX_FILE_BYTES, check_archive, signature_path
 
 if TYPE_CHECKING:
     import requests
 
-TOKEN_VARIABLE = "CARLA_POLICY_FETCH_TOKEN"
-"""What is sent as `Authorization: Bearer` to a server of archives, if set."""
 PATIENCE_S = 60.0
 """For a source that is not there yet, or breaks off."""
 TIMEOUT_S = 10.0
@@ -90,7 +89,7 @@ class DirectorySource:
 
 
 class HttpSource:
-    """A web server, or what speaks like one: `GET <base>/<name>`."""
+    """A web server, or what speaks like one: `GET <base>/<name>`, with CARLA_POLICY_FETCH_TOKEN as a bearer token."""
 
     def __init__(self, base: str) -> None:
         import requests
@@ -98,7 +97,7 @@ class HttpSource:
         self._base = base.rstrip("/")
         self._session = requests.Session()
         self._session.headers["Accept-Encoding"] = "identity"
-        if token := os.environ.get(TOKEN_VARIABLE):
+        if token := os.environ.get(FETCH_TOKEN_VARIABLE):
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def copy(self, name: str, target: BinaryIO, most: int) -> str:

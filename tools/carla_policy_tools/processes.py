@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PASSPHRASE_VARIABLE = "CARLA_POLICY_KEY_PASSPHRASE"
-WITHHELD = frozenset({"PYTHONPATH", PASSPHRASE_VARIABLE})
+FETCH_TOKEN_VARIABLE = "CARLA_POLICY_FETCH_TOKEN"
+WITHHELD = frozenset({"PYTHONPATH", PASSPHRASE_VARIABLE, FETCH_TOKEN_VARIABLE})
 """What the server and its workers do not get of the environment: a PYTHONPATH would put other modules before those that
-an archive carries, and the passphrase of a signing key is nothing for the code of a policy."""
+an archive carries; the passphrase of a signing key and a token for archives are nothing for the code of a policy."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -306,6 +307,17 @@ def _end_group(leader: int) -> None:
     try:
         while time.monotonic() < deadline:
             os.killpg(leader, signal.SIGKILL)
+            _reap(leader)
             time.sleep(POLL_INTERVAL_S)
     except ProcessLookupError:
         return
+
+
+def _reap(group: int) -> None:
+    """Wait for those of a group that have become this process's children, as orphans do with process 1 of a container.
+
+    They would stay in their group, ended but there.
+    """
+    with suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG) != (0, 0):
+            pass
