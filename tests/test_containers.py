@@ -24,7 +24,7 @@ import requests
 
 from carla_policy_tools.paths import ARTIFACTS, PROJECT, archive_name
 from tests.image import engine
-from tests.image.engine import ADDRESS, USER, Container, Image
+from tests.image.engine import ADDRESS, PATIENCE_S, USER, Container, Image
 from tests.image.pods import Document, InitFailed, Pod, named
 from tests.kubectl import KUSTOMIZATIONS, find_kubectl, render
 
@@ -85,7 +85,7 @@ class Traffic:
 
     def wait_for(self, answers: int) -> None:
         wanted = self.statuses[200] + answers
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while self.statuses[200] < wanted:
             assert time.monotonic() < deadline, f"{self.statuses}, {self.unanswered[:3]}"
             time.sleep(0.01)
@@ -183,7 +183,7 @@ def test_image_starts_java_with_its_cache(container: Container) -> None:
     (java,) = [process for process in container.processes() if process.name() == "java"]
     mapped = [place.path for place in java.memory_maps() if place.path.endswith(".aot")]
     assert mapped, "Java did not take it"
-    assert {Path(path).parent for path in mapped} == {Path("/opt/carla-policy/build/aot")}
+    assert all(str(Path(path).parent).endswith("/opt/carla-policy/build/aot") for path in mapped)
 
 
 def test_container_runs_without_root_rights_or_a_place_to_write_to(container: Container) -> None:
@@ -265,7 +265,7 @@ def test_own_archives_are_served_from_a_read_only_volume(image: Image, own_archi
 def test_a_volume_that_may_not_be_read_is_told_as_that(image: Image, own_archives: Path) -> None:
     own_archives.chmod(0o700)
     with Container(image, volumes={"/models": own_archives}, environment={"CARLA_POLICY_STORE": "/models"}) as refused:
-        assert refused.wait(60) == 1
+        assert refused.wait(PATIENCE_S) == 1
         assert "/models: Permission denied" in refused.output.read_text()
 
 

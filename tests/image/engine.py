@@ -40,7 +40,9 @@ _REQUIREMENTS = re.compile(r"/opt/venv/bin/pip install [^;]*-r requirements/serv
 _PACKAGES = sysconfig.get_path("purelib")
 _CLONE_NEWNET = 0x40000000
 _LISTEN = "0A"
-_TIMEOUT_S = 300
+_TIMEOUT_S = 900
+PATIENCE_S = 300
+"""For what takes seconds on a machine that does nothing else."""
 
 
 def refusal() -> str | None:
@@ -250,11 +252,11 @@ def _assignment(text: str, given: Mapping[str, str], known: Mapping[str, str]) -
 
 def _borrowed_packages(_: re.Match[str]) -> str:
     """In the place of `pip install -r ...`: links to packages that are there already, but for this project itself."""
-    own = r"__editable__* | carla_policy_serving* | *.pth"
+    own = "__editable__* | carla_policy_serving* | *.pth"
+    target = f"/opt/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     return (
         f"for package in {shlex.quote(_PACKAGES)}/*; do case ${{package##*/}} in {own}) ;; *) "
-        'test -e "/opt/venv/lib/python3.11/site-packages/${package##*/}" || '
-        'ln -s "$package" /opt/venv/lib/python3.11/site-packages/ ;; esac; done'
+        f'test -e "{target}/${{package##*/}}" || ln -s "$package" {target}/ ;; esac; done'
     )
 
 
@@ -368,7 +370,7 @@ class Container:
             _set_network(own)
             os.close(own)
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             ended = self._process.poll()

@@ -10,10 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from tests.image.engine import USER, Container, Image
+from tests.image.engine import PATIENCE_S, USER, Container, Image
 
 Document = dict[str, Any]
-INIT_TIMEOUT_S = 60
 
 
 def named(documents: Sequence[Document], kind: str, name: str | None = None) -> Document:
@@ -56,7 +55,7 @@ class Pod:
             volumes = {volume["name"]: self._volume(scratch, volume) for volume in self.template["volumes"]}
             for container in self.template["initContainers"]:
                 with self._container(container, volumes) as running:
-                    status = running.wait(INIT_TIMEOUT_S)
+                    status = running.wait(PATIENCE_S)
                     if status:
                         raise InitFailed(f"{container['name']}: status {status}: {running.output.read_text()}")
             self.server = stack.enter_context(self._container(self.specification, volumes))
