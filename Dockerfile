@@ -67,6 +67,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     CARLA_POLICY_REGISTRY=/var/lib/carla-policy/registry.json \
     CARLA_POLICY_RUN_DIR=/run/carla-policy/server \
     CARLA_POLICY_DEPLOYMENT=production \
+    CARLA_POLICY_LOG_CONSOLE=true \
     CARLA_POLICY_HOST=0.0.0.0
 WORKDIR /run/carla-policy
 USER 10001:10001

@@ -89,3 +89,16 @@ def test_prometheus_finds_the_services_by_their_names_and_everybody_that_it_scra
             host, _, port = target.partition(":")
             service = services["prometheus" if host == "127.0.0.1" else host]
             assert port in {published.rpartition(":")[2] for published in service["ports"]}, target
+
+
+def test_everything_that_is_mounted_from_the_checkout_is_there(compose: dict[str, Any]) -> None:
+    mounted = [
+        volume.split(":")[0]
+        for service in compose["services"].values()
+        for volume in service["volumes"]
+        if volume.startswith("./")
+    ]
+    assert len(mounted) == 5
+    if not (CONFIG / "grafana").is_dir():
+        pytest.skip("this checkout has no configuration of monitoring")
+    assert [path for path in mounted if not (PROJECT / path).is_dir()] == []

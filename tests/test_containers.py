@@ -226,6 +226,12 @@ def test_healthcheck_is_green_only_while_the_promoted_version_answers(container:
     container.wait_until(lambda: container.execute(image.healthcheck).returncode == 0)
 
 
+def test_container_logs_to_its_console_in_json(container: Container) -> None:
+    lines = [line for line in container.output.read_text().splitlines() if line.startswith("{")]
+    assert lines
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
 def test_registry_outlives_a_container_which_ends_at_sigterm_without_losing_a_request(
     container: Container, image: Image, state: Path
 ) -> None:
