@@ -7,8 +7,9 @@ import os
 import threading
 from pathlib import Path
 
+from carla_policy.events import OWN_LOGGER, level_of
+
 LEVEL_FILE_VARIABLE = "CARLA_POLICY_LOG_LEVEL_FILE"
-OWN_LOGGER = "carla_policy"
 INTERVAL_S = 1.0
 _LEVELS = {"debug", "info", "warning", "error", "critical"}
 
@@ -42,6 +43,6 @@ def _read(path: Path) -> str:
 
 def set_level(name: str) -> None:
     """Log from `name` on. Of others than this project, only warnings: TorchServe has a line for each request."""
-    level = logging.getLevelNamesMapping()[name.upper()]
+    level = level_of(name)
     logging.getLogger(OWN_LOGGER).setLevel(level)
     logging.getLogger().setLevel(max(level, logging.WARNING))
