@@ -24,7 +24,7 @@ $(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[onnx,sb3,train,bench,tracing,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[onnx,sb3,train,bench,mlflow,tracing,test,check]'
 	touch $@
 
 setup: $(VENV)/serve.stamp  ## Create .venv with what serving needs
@@ -89,7 +89,7 @@ lock:  ## Resolve the locked requirements again
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(COMPILE) -o requirements/serve.txt setup.cfg
-	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra bench --extra tracing --extra test --extra check setup.cfg
+	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra bench --extra mlflow --extra tracing --extra test --extra check setup.cfg
 	rm -rf $(LOCK_VENV)
 
 clean:  ## Remove what can be made again

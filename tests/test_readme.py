@@ -56,7 +56,7 @@ def test_ci_calls_the_readme_s_commands() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     verbs = set(re.findall(r"`carla-policy (\w+)", README))
-    assert verbs == {verb.__name__ for verb in VERBS} | {"export", "config"}
+    assert verbs == {verb.__name__ for verb in VERBS} | {"export", "config", "mlflow"}
     for verb in verbs:
         subprocess.run([*COMMAND, verb, "--help"], capture_output=True, timeout=60, check=True)
 

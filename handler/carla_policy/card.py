@@ -27,6 +27,7 @@ from carla_policy.specs import (
     OodSpec,
     ParitySpec,
     PreprocessorSpec,
+    ProvenanceSpec,
     RecurrentSpec,
     SafetySpec,
     Section,
@@ -68,6 +69,7 @@ class ModelCard(Section):
     parity: ParitySpec = ParitySpec()
     inference: InferenceSpec = InferenceSpec()
     performance_metrics: dict[str, float | int | str]
+    provenance: ProvenanceSpec | None = None
     artifact_hashes: dict[str, Digest]
     card_hash: Digest
 

@@ -294,6 +294,18 @@ class RecurrentSpec(Section):
     state_size: Annotated[int, Field(ge=1, le=65_536)]
 
 
+class ProvenanceSpec(Section):
+    """The registered model of MLflow that a version was exported from."""
+
+    mlflow: Annotated[str, StringConstraints(min_length=1)]
+    """Where MLflow is, without credentials."""
+    model: Annotated[str, StringConstraints(min_length=1)]
+    version: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*$")]
+    run_id: str | None = None
+    files: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """Digest of the names and contents of its files."""
+
+
 class ParitySpec(Section):
     atol: Annotated[float, Field(ge=0.0, le=1e-3)] = 1e-6
     """Largest difference from the training side's numbers at which the version may still go live.

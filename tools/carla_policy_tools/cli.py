@@ -21,6 +21,7 @@ from carla_policy_tools import (
 from carla_policy_tools.console import err
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
+from carla_policy_tools.mlflow_adapter.commands import app as mlflow_app
 from carla_policy_tools.routing import commands as routing_commands
 from carla_policy_tools.settings import commands as settings_commands
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 app.add_typer(settings_commands.app, name="config")
+app.add_typer(mlflow_app, name="mlflow")
 for verb in VERBS:
     if verb is benchmark_commands.drill:
         app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(verb)

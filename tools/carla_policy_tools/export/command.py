@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import signal
 import sys
@@ -80,6 +81,7 @@ class Shared:
         typer.Option(help="YAML with keys of the model card that take precedence, see `carla-policy init`."),
     ] = None
     ood: Annotated[bool, typer.Option(help="Whether to learn what is out of distribution.")] = True
+    provenance: Annotated[str | None, typer.Option(hidden=True, help="That section of the card, as JSON.")] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False
 
 
@@ -135,6 +137,8 @@ def _export(make: Callable[..., Source], shared: Shared) -> None:
         check_overlay(shared.card, overlay)
     if shared.table:
         check_table(shared.table, table)
+    if shared.provenance:
+        overlay = {**overlay, "provenance": json.loads(shared.provenance)}
     choices = Choices(
         version=parse_version(shared.version) if shared.version else _next_version(shared.artifacts, overlay),
         artifacts=shared.artifacts,

@@ -10,12 +10,28 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from carla_policy.card import ModelCard
-from carla_policy.specs import Controls, InferenceSpec, ParitySpec, SafetySpec
+from carla_policy.specs import Controls, InferenceSpec, ParitySpec, ProvenanceSpec, SafetySpec
 from carla_policy_tools.export.errors import ExportError
 
-SECTIONS: dict[str, Any] = {"safety": SafetySpec, "parity": ParitySpec, "inference": InferenceSpec}
+SECTIONS: dict[str, Any] = {
+    "safety": SafetySpec,
+    "parity": ParitySpec,
+    "inference": InferenceSpec,
+    "provenance": ProvenanceSpec,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {"safety": {"fallback": {"throttle": 0.0, "brake": 1.0, "steer": 0.0}}}
-MAPPINGS = ("observation", "preprocessor", "head", "action", "safety", "ood", "recurrent", "parity", "inference")
+MAPPINGS = (
+    "observation",
+    "preprocessor",
+    "head",
+    "action",
+    "safety",
+    "ood",
+    "recurrent",
+    "parity",
+    "inference",
+    "provenance",
+)
 
 
 def check_overlay(path: Path, overlay: Mapping[str, Any]) -> None:
