@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
+from typing_extensions import Self
 
 from carla_policy_tools.configuration import Ports, Profile
 from carla_policy_tools.lifecycle.registry import REGISTRY_FILE

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import psutil
+from typing_extensions import Self
 
 from benchmarks.bench.arena import Arena
 from benchmarks.bench.loads import Generator, one_client

@@ -8,7 +8,9 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from typing_extensions import Self
 
 from carla_policy.card import ModelCard
 from tests.fake_upstream import QuietServer

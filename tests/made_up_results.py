@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from benchmarks.bench.histograms import Histogram
@@ -64,7 +64,7 @@ def results_of(slices: Sequence[Slice] = (), **changes: Any) -> Results:
     """With everybody who has a slice among the participants."""
     names = dict.fromkeys(part.contender for part in slices)
     own: dict[str, Any] = {
-        "started": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        "started": datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc),
         "minutes": 1.0,
         "quick": True,
         "artifact": "v0.2.0",

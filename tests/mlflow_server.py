@@ -79,6 +79,9 @@ class DishonestServer:
         }
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = 2
+            """Of a client that reads no further, and does not hang up either."""
+
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 directory = parse_qs(parts.query).get("path", ["x"])[0]
@@ -89,7 +92,7 @@ class DishonestServer:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                with suppress(ConnectionError):  # whoever has had enough goes
+                with suppress(OSError):  # whoever has had enough goes
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:

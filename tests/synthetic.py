@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def make_artifact(
         "model_name": "carla_policy",
         "version": version,
         "description": "synthetic",
-        "created": datetime(2026, 1, 1, tzinfo=UTC),
+        "created": datetime(2026, 1, 1, tzinfo=timezone.utc),
         "git_sha": "0" * 40,
         "framework_versions": {"torch": torch.__version__},
         "observation": {"fields": fields},

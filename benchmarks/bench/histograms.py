@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 DIGITS = 3
 

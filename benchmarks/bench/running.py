@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,7 +54,7 @@ class _Measured:
 
 def run(plan: Plan, artifact: Path, on_step: Step = lambda _: None) -> Results:
     """Measure `plan` on the version in `artifact`; `ValueError` for what cannot be measured at all."""
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock = datetime.now(timezone.utc), time.monotonic()
     kinds = chosen(list(plan.contenders))
     machine, source, generator = describe_machine(), describe_source(), Generator(find_wrk())
     measured = _Measured()

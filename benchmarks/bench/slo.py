@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from typing_extensions import Self
 
 from benchmarks.bench.figures import estimate, unit
 from benchmarks.bench.results import Results

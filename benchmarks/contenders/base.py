@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import psutil
+from typing_extensions import Self
 
 from benchmarks.contenders.workload import Workload
 from carla_policy_tools.processes import END_WITH_PARENT

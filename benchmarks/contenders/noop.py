@@ -10,9 +10,10 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import psutil
+from typing_extensions import Self
 
 from benchmarks.contenders.base import POLL_S, START_TIMEOUT_S, ServiceProcess, StartError, python_module
 from benchmarks.contenders.noop_server import READY_FILE

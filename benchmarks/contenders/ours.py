@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import psutil
+from typing_extensions import Self
 
 from benchmarks.contenders.base import LOOPBACK, Contender, StartError, family
 from benchmarks.contenders.workload import Workload

@@ -13,10 +13,10 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import psutil
 import requests
+from typing_extensions import Self
 
 from benchmarks.contenders.base import LOOPBACK, POLL_S, START_TIMEOUT_S, ServiceProcess, StartError
 from benchmarks.contenders.ours import torchserve_roles

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
 
 import requests
+from typing_extensions import Self
 
 from carla_policy_tools.urls import local_session
 

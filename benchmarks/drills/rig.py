@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
+from typing_extensions import Self
 
 from benchmarks.archives import Archives
 from benchmarks.servers import COMMAND, ServeProcess

@@ -29,8 +29,11 @@ def sha256(data: bytes) -> str:
 
 def file_digest(path: Path) -> str:
     """`sha256:<64 hex digits>` of the content of a plain file; `OSError` where there is none."""
+    digest = hashlib.sha256()
     with open_file(path) as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def directory_digests(directory: Path) -> dict[str, str]:

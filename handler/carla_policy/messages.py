@@ -8,10 +8,10 @@ asked for, and the `state` of a recurrent policy, which the next request brings 
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import Annotated
 
 from pydantic import ConfigDict, FailFast, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from carla_policy.errors import ErrorDetail
 from carla_policy.heads import SEED_BITS

@@ -9,10 +9,11 @@ scikit-learn's formula: stable-baselines3's `VecNormalize` and Gymnasium's `Norm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ always did: what is new has a default that changes nothing of what the policy do
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from typing_extensions import Self
 
 from carla_policy.rounding import outermost
 

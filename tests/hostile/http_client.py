@@ -9,8 +9,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
+
+from typing_extensions import Self
 
 from carla_policy_tools.urls import prediction_url
 from tests.servers import ServeProcess

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +50,7 @@ def logs(
         print(json.dumps(found, separators=(",", ":")) if as_json else log_reading.as_text(found), flush=True)
 
     try:
-        began = datetime.now(UTC).isoformat()
+        began = datetime.now(timezone.utc).isoformat()
         coming = log_reading.new_events(directory) if follow else iter(())
         first = next(coming, None)
         past = log_reading.past_events(directory, wanted)

@@ -13,7 +13,9 @@ from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from typing_extensions import Self
 
 from carla_policy.errors import ArtifactError
 from carla_policy.events import OWN_LOGGER, JsonFormatter, level_of, tell

@@ -13,10 +13,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import requests
 from requests.auth import AuthBase
+from typing_extensions import Self
 
 from carla_policy_tools.urls import local_session
 

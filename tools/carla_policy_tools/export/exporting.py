@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def _card(
         "model_name": "carla_policy",
         "version": choices.version,
         "description": source.description,
-        "created": datetime.now(UTC).replace(microsecond=0),
+        "created": datetime.now(timezone.utc).replace(microsecond=0),
         "git_sha": _git_sha(),
         "framework_versions": dict(source.versions),
         "observation": {"fields": columns.fields(low, high, seen, given)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from carla_policy_tools.lifecycle.events import Event
@@ -35,7 +35,7 @@ def record(
         records[version] = VersionRecord(
             digest=digest,
             git_sha=newcomer.git_sha,
-            built=datetime.fromtimestamp((store / archive_name(version)).stat().st_mtime, UTC),
+            built=datetime.fromtimestamp((store / archive_name(version)).stat().st_mtime, timezone.utc),
             registered=event.at,
             registered_by=event.by,
             profile=profile,

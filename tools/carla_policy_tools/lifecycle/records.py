@@ -7,9 +7,10 @@ disagree is refused, so that an edit by hand cannot pass unnoticed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
+from typing_extensions import Self
 
 from carla_policy.errors import ArtifactError
 from carla_policy.version import version_key

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
+
+from typing_extensions import Self
 
 MAX_WAITING = 256
 _HEAD = struct.Struct(">IH")

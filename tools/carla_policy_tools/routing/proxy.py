@@ -16,8 +16,9 @@ from collections import deque
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
+
+from typing_extensions import Self
 
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.configuration import bound

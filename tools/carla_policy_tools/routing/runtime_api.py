@@ -10,7 +10,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from typing_extensions import Self
 
 from carla_policy_tools.routing.haproxy import ProxyError
 

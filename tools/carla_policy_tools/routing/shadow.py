@@ -10,11 +10,12 @@ import json
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import requests
 from requests.auth import AuthBase
+from typing_extensions import Self
 
 from carla_policy.heads import draw_seed
 from carla_policy_tools.client import TIMEOUT_S

@@ -1,4 +1,4 @@
-"""The process that workers are forks of: `python -P fork_server.py <control>`, started by `preloading.ForkServer`.
+"""The process that workers are forks of: `python fork_server.py <control>`, started by `preloading.ForkServer`.
 
 It imports what every worker needs and nothing that an archive carries, so that each worker still runs the code of its
 own archive. Through the socket `control` it gets its listening socket, once there is a run directory; it ends when
@@ -176,6 +176,7 @@ def read_message(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this file's directory, as `python -P` would from Python 3.11 on
     with socket.socket(fileno=int(sys.argv[1])) as from_parent:
         preload()
         serve(from_parent)

@@ -10,12 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from typing_extensions import Self
 
 from carla_policy_tools.processes import END_WITH_PARENT, server_environment
 
 STOP_TIMEOUT_S = 5.0
 _HERE = Path(__file__).resolve().parent
+
+
+def _leave_group() -> None:
+    """In the child: a process group of its own, as Ctrl-C is for `serve`."""
+    os.setpgid(0, 0)
+    if END_WITH_PARENT:
+        END_WITH_PARENT()
 
 
 class ForkServer:
@@ -31,14 +39,13 @@ class ForkServer:
         control, its_end = socket.socketpair()
         with its_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_HERE / "fork_server.py"), str(its_end.fileno())],
+                [sys.executable, str(_HERE / "fork_server.py"), str(its_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=server_environment(),
                 pass_fds=[its_end.fileno()],
-                process_group=0,  # Ctrl-C is for `serve`
-                preexec_fn=END_WITH_PARENT,
+                preexec_fn=_leave_group,
             )
         self._control = control
         return self
