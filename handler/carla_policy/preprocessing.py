@@ -8,6 +8,8 @@ of magnitude, but a matrix product inside of it then never depends on the batch.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,11 +76,15 @@ class CompiledPreprocessor:
             return values.astype(np.float32, copy=False)
 
     def save(self, path: Path) -> None:
-        """Write the steps as `.npz`, named by position and operation; the same bytes for the same steps."""
-        arrays: dict[str, Any] = {
-            f"{index:03d}_{step.operation}": step.operand for index, step in enumerate(self.steps)
-        }
-        np.savez(path, **arrays)
+        """Write the steps as `.npz`, named by position and operation.
+
+        The same bytes for the same steps, whatever Python: `np.savez` leaves headers to it, which 3.11 changed.
+        """
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
+            for index, step in enumerate(self.steps):
+                array = io.BytesIO()
+                np.save(array, step.operand)
+                packed.writestr(zipfile.ZipInfo(f"{index:03d}_{step.operation}.npy"), array.getvalue())
 
 
 def load_compiled(path: Path, card: ModelCard) -> CompiledPreprocessor:
