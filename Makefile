@@ -1,19 +1,20 @@
 # Every habit has one command here, and .ci/run calls the same ones. Each sets up .venv itself when needed.
 # With no CUDA device, `PIP_EXTRA_INDEX_URL=<PyTorch's CPU index>` in the environment saves several GB.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 ARTIFACTS := $(wildcard artifacts/v*)
 DRILLS := stop health broken flips cycles kills workers hang overload operators soak
 
+# One lock for Python 3.10 to 3.12, with markers where they need different versions.
 # torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.
 LOCK_VENV := build/lock
-COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 \
+COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check image-test image fix lock clean
+.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check image-test image fix lock dist notes clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -68,11 +69,13 @@ drills: setup  ## Run every fault drill, about an hour; `make drills DRILLS="sto
 	@failed=; for drill in $(DRILLS); do $(BIN)/python -W ignore -m benchmarks.drills $$drill || failed="$$failed $$drill"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-check: $(VENV)/dev.stamp  ## Lint, formatting and types
+check: $(VENV)/dev.stamp  ## Lint, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --no-progress --min-severity medium .github/workflows
 
 # The same steps run in `make test` without an engine; this one has requirements installed and the cache recorded too.
 image-test: $(VENV)/dev.stamp  ## Run the Dockerfile's steps and its image without an engine, some minutes, as root
@@ -91,6 +94,13 @@ lock:  ## Resolve the locked requirements again
 	$(COMPILE) -o requirements/serve.txt setup.cfg
 	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra bench --extra mlflow --extra tracing --extra test --extra check setup.cfg
 	rm -rf $(LOCK_VENV)
+
+dist: setup  ## Make a source distribution and a wheel in dist/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2'
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(BIN)/python -m build --outdir dist .
+
+notes: setup  ## Print what the changelog says of a release, `make notes VERSION=0.1.0`
+	@$(BIN)/python -m carla_policy_tools.changelog "$(VERSION)"
 
 clean:  ## Remove what can be made again
 	rm -rf $(VENV) build *.egg-info handler/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
