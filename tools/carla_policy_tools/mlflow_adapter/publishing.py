@@ -77,7 +77,7 @@ def _experiment(connection: Connection, name: str) -> str:
     database = connection.database
     # A store without a server would put files into whatever directory this was called from.
     beside = str(database.resolve().with_name(f"{database.stem}-artifacts")) if database else None
-    return connection.client.create_experiment(name, artifact_location=beside)
+    return str(connection.client.create_experiment(name, artifact_location=beside))
 
 
 def _params(card: ModelCard) -> dict[str, str]:
