@@ -24,9 +24,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
+from typing_extensions import Self
 
 from tests.image.dockerfile import Ignored, Instruction, read, stages, substitute
 

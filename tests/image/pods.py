@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from typing_extensions import Self
 
 from tests.image.engine import PATIENCE_S, USER, Container, Image
 
