@@ -31,7 +31,7 @@ from tests.kubectl import KUSTOMIZATIONS, find_kubectl, render
 FULL = os.environ.get("CARLA_POLICY_IMAGE_TEST") == "full"
 NEWEST, OLDER = "v0.3.0", "v0.2.0"
 REGISTRY = "/var/lib/carla-policy/registry.json"
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 pytestmark = pytest.mark.skipif(engine.refusal() is not None, reason=str(engine.refusal()))
 
@@ -62,7 +62,10 @@ def answering_version(container: Container) -> str:
 
 
 class Traffic:
-    """Clients that ask on and on, each on a connection that it keeps as long as it is let."""
+    """Clients that ask on and on, each on a connection that it keeps, until they are told that the server stops.
+
+    They do not come back to it then: in a container it cannot close its port before it ends.
+    """
 
     def __init__(self, *containers: Container, clients: int = 4) -> None:
         self.statuses: Counter[int] = Counter()
@@ -111,7 +114,7 @@ class Traffic:
                     content = json.loads(answer.read())
                     self.statuses[answer.status] += 1
                     if answer.status != 200:
-                        break
+                        return
                     self.versions[content["version"]] += 1
             except (OSError, http.client.HTTPException) as error:
                 self.unanswered.append(repr(error))

@@ -346,7 +346,7 @@ class Container:
     def wait(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)
 
-    def stop(self, timeout_s: float = 60) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """What an engine does: the stop signal to process 1; the exit status."""
         os.kill(self.pid, self.image.stop_signal)
         return self.wait(timeout_s)
