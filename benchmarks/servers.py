@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 from typing_extensions import Self
 
-from carla_policy_tools.configuration import Ports, Profile
+from carla_policy_tools.configuration import Profile
 from carla_policy_tools.lifecycle.registry import REGISTRY_FILE
+from carla_policy_tools.ports import Ports
 from carla_policy_tools.torchserve import TorchServe
 from carla_policy_tools.workers.preloading import ForkServer
 

@@ -41,11 +41,11 @@ _TIMEOUT_S = 120
 def start(variant: str, store: Path, versions: list[str]) -> None:
     """Serve, print what the start took as JSON, and end."""
     from carla_policy_tools.aot_cache import use_flags
-    from carla_policy_tools.configuration import choose_ports
     from carla_policy_tools.java import find_java
     from carla_policy_tools.lifecycle.declaring import Declaration
     from carla_policy_tools.lifecycle.endpoint import Endpoint
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.ports import choose_ports
     from carla_policy_tools.serving import Request, StopRequested, serve
     from carla_policy_tools.torchserve import JAR
     from carla_policy_tools.workers.preloading import ForkServer

@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.first_answer import FirstAnswer
 from benchmarks.servers import ServeProcess
 from carla_policy_tools.client import golden_observations, request_body
-from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.paths import MODEL_STORE, archive_name, archived_versions
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.urls import prediction_url
 
 STEPS = ("started", "verified", "loaded", "first answer", "warm", "ready")

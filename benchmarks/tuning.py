@@ -30,9 +30,10 @@ from benchmarks.contenders.workload import Workload, prepare_workload
 from benchmarks.servers import loaded_torchserve
 from carla_policy_tools.aot_cache import use_flags
 from carla_policy_tools.archive import unpack, with_config
-from carla_policy_tools.configuration import choose_ports, load_profile, properties
+from carla_policy_tools.configuration import load_profile, properties
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import ARTIFACTS, archive_name
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.torchserve import JAR
 from carla_policy_tools.urls import prediction_url
 

@@ -11,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from carla_policy_tools.configuration import LOOPBACK, Ports, SizeLimits, load_profile
+from carla_policy_tools.addresses import LOOPBACK
+from carla_policy_tools.configuration import SizeLimits, load_profile
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.records import Registry, VersionRecord
 from carla_policy_tools.paths import MODEL_NAME
+from carla_policy_tools.ports import Ports
 
 PROFILE = load_profile("realtime")
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 
 from benchmarks.contenders.base import free_port
-from carla_policy_tools.configuration import LOOPBACK
+from carla_policy_tools.addresses import LOOPBACK
 
 PATIENCE_S = 120.0
 SETTINGS = {

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from carla_policy_tools.configuration import LOOPBACK, bound
+from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.paths import CONFIG
+from carla_policy_tools.ports import bound
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from tests.fake_upstream import FakeUpstream
 from tests.hostile.http_client import first_reply

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from carla_policy_tools.configuration import Ports, SizeLimits
+from carla_policy_tools.configuration import SizeLimits
 from carla_policy_tools.lifecycle import endpoint as endpoint_module
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced, find_server, require_server
 from carla_policy_tools.lifecycle.health import check_health
 from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+from carla_policy_tools.ports import Ports
 from tests.elsewhere import FORK, ended, running, started
 
 LOOKERS = 16

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from carla_policy_tools.configuration import Profile, choose_ports, properties
+from carla_policy_tools.configuration import Profile, properties
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.torchserve import TorchServe
 from carla_policy_tools.workers.preloading import ForkServer
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from carla_policy_tools.addresses import LOOPBACK, is_local, parse_host, reached_at
-from carla_policy_tools.configuration import choose_ports
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import Routes
 from tests.servers import ServeProcess

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from carla_policy_tools.configuration import Ports, SizeLimits
+from carla_policy_tools.configuration import SizeLimits
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.leftovers import LOCK_FILE, RUN_DIRECTORY_PREFIX, end_processes, remove_copies
 from carla_policy_tools.lifecycle.registry import RegistryError, try_lock
+from carla_policy_tools.ports import Ports
 
 Run = Callable[..., subprocess.Popen[bytes]]
 WORKER = "model_service_worker.py"

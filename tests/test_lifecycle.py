@@ -12,8 +12,9 @@ import psutil
 import pytest
 import requests
 
-from carla_policy_tools import serving
-from carla_policy_tools.configuration import choose_ports, load_profile, profile_names, properties
+from carla_policy_tools.configuration import load_profile, profile_names, properties
+from carla_policy_tools.lifecycle.run_directory import run_directory
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.torchserve import ServerError, TorchServe
 from tests.servers import ServeProcess
 
@@ -85,7 +86,7 @@ def test_version_is_ready_only_with_all_of_its_workers(monkeypatch: pytest.Monke
 
 def test_run_directory_keeps_logs_and_no_unpacked_copies(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "left by a killed server").mkdir(parents=True)
-    with serving._run_directory(tmp_path) as directory:
+    with run_directory(tmp_path) as directory:
         assert not (directory / "tmp").exists()
         (directory / "tmp").mkdir()
         (directory / "logs").mkdir()
@@ -93,13 +94,13 @@ def test_run_directory_keeps_logs_and_no_unpacked_copies(tmp_path: Path) -> None
 
 
 def test_temporary_run_directory_stays_only_if_the_server_failed() -> None:
-    with serving._run_directory(None) as good:
+    with run_directory(None) as good:
         pass
     assert not good.exists()
     kept = []
 
     def fail() -> None:
-        with serving._run_directory(None) as directory:
+        with run_directory(None) as directory:
             kept.append(directory)
             (directory / "tmp").mkdir()
             raise ServerError("ended")

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.lifecycle import probes as probes_module
 from carla_policy_tools.lifecycle.health import Health
 from carla_policy_tools.lifecycle.probes import Probes
 from carla_policy_tools.lifecycle.registry import RegistryFile
+from carla_policy_tools.ports import choose_ports
 
 GOOD = Health(True, ())
 ROUTES = ("/livez", "/readyz", "/startupz")

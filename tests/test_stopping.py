@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from carla_policy_tools.configuration import LOOPBACK
+from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.lifecycle.draining import pass_queue, wait_until_unused
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.servers import loaded_torchserve
-from carla_policy_tools.configuration import choose_ports, load_profile, properties
+from carla_policy_tools.configuration import load_profile, properties
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.processes import stop_signals
 from carla_policy_tools.torchserve import ServerError
 

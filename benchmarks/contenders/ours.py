@@ -13,7 +13,7 @@ from typing_extensions import Self
 from benchmarks.contenders.base import LOOPBACK, Contender, StartError, family
 from benchmarks.contenders.workload import Workload
 from benchmarks.servers import ServeProcess
-from carla_policy_tools.configuration import choose_ports
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.urls import prediction_url
 
 

@@ -22,9 +22,9 @@ from benchmarks.contenders.base import LOOPBACK, POLL_S, START_TIMEOUT_S, Servic
 from benchmarks.contenders.ours import torchserve_roles
 from benchmarks.contenders.packing import pack_handler
 from benchmarks.contenders.workload import Workload
-from carla_policy_tools.configuration import Ports, choose_ports
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import MODEL_NAME
+from carla_policy_tools.ports import Ports, choose_ports
 from carla_policy_tools.urls import local_session
 
 HANDLER = Path(__file__).with_name("textbook_handler.py")

@@ -13,7 +13,7 @@ from benchmarks.drills.readiness import Readiness, all_workers_ready
 from benchmarks.drills.report import Report
 from benchmarks.drills.rig import Rig
 from benchmarks.servers import ServeProcess
-from carla_policy_tools.configuration import choose_ports
+from carla_policy_tools.ports import choose_ports
 
 RED_S = 2.0
 GREEN_S = 60.0

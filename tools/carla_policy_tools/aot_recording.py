@@ -16,12 +16,12 @@ from pathlib import Path
 
 from carla_policy_tools.aot_cache import DIRECTORY, cache_file, record_flags, seal, use_flags
 from carla_policy_tools.client import golden_observations, request_body
-from carla_policy_tools.configuration import choose_ports
 from carla_policy_tools.java import find_java
 from carla_policy_tools.lifecycle.declaring import Declaration
 from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.paths import MODEL_NAME, MODEL_STORE, archive_name
+from carla_policy_tools.ports import choose_ports
 from carla_policy_tools.serving import Request, StopRequested, serve
 from carla_policy_tools.torchserve import JAR
 from carla_policy_tools.workers.preloading import ForkServer

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -16,8 +15,9 @@ from carla_policy.files import read_file
 from carla_policy.strict_yaml import MAX_BYTES as MAX_YAML_BYTES
 from carla_policy.strict_yaml import parse_yaml
 from carla_policy.worker_protocol import MAX_BUSY_POLL_US
-from carla_policy_tools.addresses import ANY, ANY_IPV4, LOOPBACK, listening_socket, reached_at
+from carla_policy_tools.addresses import ANY, ANY_IPV4
 from carla_policy_tools.paths import CONFIG, CONFIG_PROPERTIES, MODEL_NAME, archive_name
+from carla_policy_tools.ports import Ports
 
 MAX_BYTES = 2**31 - 1
 """TorchServe keeps sizes as signed 32-bit numbers."""
@@ -121,68 +121,6 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"{path}: {findings}") from None
     directory = path.absolute().parent
     return profile.model_copy(update={"trusted_keys": tuple(str(directory / key) for key in profile.trusted_keys)})
-
-
-@dataclass(frozen=True)
-class Ports:
-    """TorchServe's five ports, that of the probes, and the address at which predictions, metrics and probes are.
-
-    Management stays on loopback, and so does gRPC, which cannot be switched off and gets free ports.
-    """
-
-    inference: int
-    management: int
-    metrics: int
-    health: int
-    grpc_inference: int
-    grpc_management: int
-    host: str = LOOPBACK
-
-    def host_of(self, kind: str) -> str:
-        """The address on which `inference`, `management`, `metrics` or `health` listens."""
-        return LOOPBACK if kind == "management" else self.host
-
-    def url(self, kind: str) -> str:
-        """`http://<address>:<port>` by which this machine reaches `inference`, `management`, `metrics` or `health`."""
-        return f"http://{reached_at(self.host_of(kind))}:{getattr(self, kind)}"
-
-
-def choose_ports(
-    inference: int,
-    management: int | None = None,
-    metrics: int | None = None,
-    health: int | None = None,
-    host: str = LOOPBACK,
-) -> Ports:
-    """Ports to listen on: 0 means any free one, and the others follow inference unless given.
-
-    Raises `OSError` naming the port that is taken, before anything is started.
-    """
-    wanted = {"port": inference}
-    others = {"management-port": management, "metrics-port": metrics, "health-port": health}
-    for offset, (option, port) in enumerate(others.items(), start=1):
-        wanted[option] = port if port is not None else (inference + offset if inference else 0)
-    fixed = [port for port in wanted.values() if port]
-    if len(set(fixed)) != len(fixed):
-        listed = ", ".join(map(str, fixed))
-        raise ValueError(f"predictions, management, metrics and health need a port each, got {listed}")
-    sockets = []
-    try:
-        for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
-            sockets.append(bound(port, option, LOOPBACK if option in ("management-port", "grpc") else host))
-        return replace(Ports(*(listener.getsockname()[1] for listener in sockets)), host=host)
-    finally:
-        for listener in sockets:
-            listener.close()
-
-
-def bound(port: int, option: str, host: str = LOOPBACK) -> socket:
-    """A socket that has `port` at `host`, 0 for any free one; `OSError` names the port and its option."""
-    try:
-        return listening_socket(host, port)
-    except (OSError, OverflowError) as error:
-        reason = f"port {port} on {host} cannot be used: {getattr(error, 'strerror', None) or error}"
-        raise OSError(f"{reason}; choose another with --{option}") from None
 
 
 def properties(

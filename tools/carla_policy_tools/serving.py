@@ -10,29 +10,30 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carla_policy.errors import ArtifactError
 from carla_policy.otel_environment import export_delay_s, is_wanted
-from carla_policy_tools.configuration import Ports, SizeLimits, properties
+from carla_policy_tools.configuration import SizeLimits, properties
 from carla_policy_tools.lifecycle import leftovers
 from carla_policy_tools.lifecycle.declaring import Declaration, declare, recorded
 from carla_policy_tools.lifecycle.endpoint import Announcement, Endpoint, announced
 from carla_policy_tools.lifecycle.intents import any_interrupted
-from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile, try_lock
+from carla_policy_tools.lifecycle.registry import RegistryError, RegistryFile
+from carla_policy_tools.lifecycle.run_directory import run_directory
 from carla_policy_tools.lifecycle.settling import settle
+from carla_policy_tools.ports import Ports
 from carla_policy_tools.processes import STOP_SIGNALS, age_s, stop_signals
-from carla_policy_tools.settings.applying import REQUEST_FILE, take_over
+from carla_policy_tools.settings.applying import take_over
 from carla_policy_tools.settings.effects import worker_environment, write_log_level
 from carla_policy_tools.settings.model import Device, LogLevel
 from carla_policy_tools.settings.resolving import Resolved
-from carla_policy_tools.torchserve import STOP_TIMEOUT_S, ServerError, TorchServe
+from carla_policy_tools.torchserve import STOP_TIMEOUT_S, TorchServe
 from carla_policy_tools.workers.preloading import ForkServer
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def serve(
                 request.newcomers_profile,
             )
             on_start(declaration)
-            with _run_directory(request.run_dir) as directory:
+            with run_directory(request.run_dir) as directory:
                 endpoint = Endpoint(
                     state="starting",
                     pid=os.getpid(),
@@ -262,28 +263,6 @@ def _watch(
                 with suppress(requests.RequestException, RegistryError, ArtifactError):
                     settle(registry_file, management)
             time.sleep(WATCH_INTERVAL_S)
-
-
-@contextmanager
-def _run_directory(given: Path | None) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix=leftovers.RUN_DIRECTORY_PREFIX)) if given is None else given.resolve()
-    if directory.exists() and not directory.is_dir():
-        raise ServerError(f"{directory}: is not a directory; choose another --run-dir")
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / leftovers.LOCK_FILE).open("w") as lock:
-        if not try_lock(lock.fileno()):
-            raise ServerError(f"{directory}: another server runs there; choose another --run-dir")
-        (directory / REQUEST_FILE).unlink(missing_ok=True)
-        shutil.rmtree(directory / "tmp", ignore_errors=True)  # copies that a killed server unpacked
-        keep = given is not None
-        try:
-            yield directory
-        except ServerError:
-            keep = True
-            raise
-        finally:
-            for copies in [directory / name for name in leftovers.COPIES] if keep else [directory]:
-                shutil.rmtree(copies, ignore_errors=True)
 
 
 def _request_stop(*_: object) -> None:

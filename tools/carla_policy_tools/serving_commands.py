@@ -110,9 +110,9 @@ def serve(
 
 def _serve(fork_server: ForkServer, as_json: bool, resolved: Resolved, profile: str | None) -> None:
     from carla_policy_tools import serving
-    from carla_policy_tools.configuration import choose_ports
     from carla_policy_tools.lifecycle.declaring import Declaration
     from carla_policy_tools.lifecycle.registry import RegistryFile
+    from carla_policy_tools.ports import choose_ports
     from carla_policy_tools.settings.effects import check_device
     from carla_policy_tools.settings.notices import exposure
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from carla_policy_tools.addresses import ANY_IPV4
 from carla_policy_tools.aot_cache import use_flags
-from carla_policy_tools.configuration import Ports
 from carla_policy_tools.java import find_java
 from carla_policy_tools.paths import CONFIG, KEY_FILE
+from carla_policy_tools.ports import Ports
 from carla_policy_tools.processes import END_WITH_PARENT, server_environment
 from carla_policy_tools.settings.effects import LOG_CONFIG
 from carla_policy_tools.worker_log import is_death, load_failure, words

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carla_policy.files import read_file
-from carla_policy_tools.configuration import Ports, SizeLimits
+from carla_policy_tools.configuration import SizeLimits
 from carla_policy_tools.lifecycle.registry import POLL_S, RegistryError, RegistryFile, try_lock
 from carla_policy_tools.paths import KEY_FILE
+from carla_policy_tools.ports import Ports
 
 if TYPE_CHECKING:
     from carla_policy_tools.lifecycle.management import Management

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from typing_extensions import Self
 
 from carla_policy_tools.addresses import LOOPBACK
-from carla_policy_tools.configuration import bound
 from carla_policy_tools.paths import CONFIG
+from carla_policy_tools.ports import bound
 from carla_policy_tools.processes import END_WITH_PARENT
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from carla_policy_tools.routing.routes import RouteMap, Routes
