@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,8 @@ from carla_policy_tools.build import build
 from carla_policy_tools.paths import ARTIFACTS, archive_name
 from carla_policy_tools.routing.proxy import Proxy
 from carla_policy_tools.routing.routes import Routes
+from carla_policy_tools.settings.model import NAMES, variables_of
+from carla_policy_tools.settings.sources import DEPLOYMENT_VARIABLE
 from tests.fake_upstream import OLD, FakeUpstream, Vehicle
 from tests.servers import ServeProcess
 from tests.synthetic import make_artifact
@@ -25,6 +28,10 @@ from tests.synthetic import make_artifact
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
+
+# What a developer's shell says, such as PORT or LOG_LEVEL, is not what a test asked for.
+for variable in (DEPLOYMENT_VARIABLE, *(variable for name in NAMES for variable in variables_of(name))):
+    os.environ.pop(variable, None)
 
 PATIENCE_S = 60
 SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
