@@ -14,7 +14,7 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild cache serve proxy test bench drills check image-test image fix lock dist notes clean
+.PHONY: help setup trainers build rebuild cache serve proxy monitoring monitor test bench drills check image-test image fix lock dist notes clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,11 +50,18 @@ serve: cache  ## Serve all versions on this machine until Ctrl-C
 proxy: setup  ## Put HAProxy into build/ if it is not on the PATH, from Debian's packages, without root
 	$(BIN)/python -m carla_policy_tools.routing.haproxy
 
+monitoring: setup  ## Put Prometheus and Alertmanager into build/ if they are not on the PATH, from Debian's packages
+	$(BIN)/python -m carla_policy_tools.monitoring.programs
+
+monitor: monitoring  ## Watch the server of `make serve` with Prometheus, and print alerts, until Ctrl-C
+	$(BIN)/python -m carla_policy_tools.monitoring $(MONITOR_OPTIONS)
+
 # Tests mostly wait for servers to start, so three at once suit two cores; `PYTEST_OPTIONS="-n 0"` takes one at a time.
 test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m carla_policy_tools.routing.haproxy  # without it the tests of routing are skipped
 	-$(BIN)/python -m benchmarks.bench.wrk  # without it one test of the benchmark is skipped
 	-$(BIN)/python -m tests.kubectl  # without it the tests of Kubernetes are skipped
+	-$(BIN)/python -m carla_policy_tools.monitoring.programs  # without it the tests of alerts and dashboards are skipped
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_OPTIONS)
 
 $(VENV)/bench.stamp: $(VENV)/serve.stamp requirements/dev.txt
