@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from carla_policy.metrics.catalog import METRICS
+from carla_policy_tools.lifecycle import exporter
 from carla_policy_tools.paths import CONFIG
 from tests.monitoring import program
 
@@ -95,15 +96,22 @@ def test_every_explained_alert_exists() -> None:
     assert sorted(headings) == sorted({alert["alert"] for alert in ALERTS})
 
 
-def test_rules_ask_for_no_metric_that_workers_do_not_have() -> None:
-    """A misspelt name is no error to Prometheus: it is a rule that never fires."""
+def known_names() -> set[str]:
+    """Metrics of workers and of `serve`, and what the rules record."""
+    server = set(re.findall(r'"(policy_(?:server|registry|version)\w*)"', Path(exporter.__file__).read_text()))
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    server = set(re.findall(r'"(policy_(?:server|registry|version)\w*)"', _exporter_source()))
-    server |= {"policy_version_info", "policy_registry_changes_total"}
+    return recorded | server | {"policy_version_info", "policy_registry_changes_total"} | METRICS.keys()
+
+
+def names_in(expression: str) -> set[str]:
+    """What an expression asks for, as far as it is of this project."""
+    return set(re.findall(r"(?<![\w:])((?:\w+:)?policy_\w+(?::\w+)?)", re.sub(r'"[^"]*"', '""', expression)))
+
+
+def test_rules_ask_for_no_metric_that_does_not_exist() -> None:
+    """A misspelt name is no error to Prometheus: it is a rule that never fires."""
     for rule in rules():
-        expression = re.sub(r'"[^"]*"', '""', rule["expr"])
-        names = re.findall(r"(?<![\w:])((?:\w+:)?policy_\w+(?::\w+)?)", expression)
-        assert set(names) <= recorded | server | METRICS.keys(), rule
+        assert names_in(rule["expr"]) <= known_names(), rule
 
 
 @pytest.mark.parametrize(
@@ -153,9 +161,3 @@ def critical_value(freedom: int, rows: float, golden: float) -> float:
     """As `model_version_control:policy_action_psi:critical30m` has it."""
     quantile = freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
     return float(quantile * (20 / rows + 1 / golden))
-
-
-def _exporter_source() -> str:
-    from carla_policy_tools.lifecycle import exporter
-
-    return Path(exporter.__file__).read_text()

@@ -135,7 +135,6 @@ def _alerts() -> Json:
         "expr": 'ALERTS{alertname=~"Policy.*", alertstate="firing", severity="critical"}',
         "titleFormat": "{{alertname}}",
         "textFormat": "{{model_version}} {{instance}}",
-        "step": "10s",
     }
 
 

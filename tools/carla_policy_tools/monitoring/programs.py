@@ -1,6 +1,8 @@
 """Where Prometheus and Alertmanager are: on the PATH, or in `build/`, unpacked from Debian's packages without root.
 
-`python -m carla_policy_tools.monitoring.programs` (`make monitoring`) unpacks them.
+`python -m carla_policy_tools.monitoring.programs` (`make monitoring`) unpacks them, and PRoot: without the files of its
+package at their own place Debian's Alertmanager does not start, and Debian's Prometheus shows no pages. PRoot lets a
+program see them there.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ PACKAGE_OF = {
     "promtool": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
+    "proot": "proot",
 }
 OTHER_NAMES = {"prometheus-alertmanager": "alertmanager"}
 """What a program is called where it does not come from Debian."""
 BUILD = PROJECT / "build"
+_SHARED = "usr/share/prometheus"
 
 
 class MonitoringError(RuntimeError):
@@ -41,6 +45,20 @@ def find_program(name: str) -> Program:
             f"or install the package {package}"
         )
     return found
+
+
+def find_installed(name: str) -> tuple[list[str], dict[str, str]]:
+    """The beginning of a command, and its environment, for a program that finds the files of its package.
+
+    Raises `MonitoringError`.
+    """
+    found = find_program(name)
+    tree = BUILD / PACKAGE_OF[name]
+    if not found.executable.is_relative_to(tree):
+        return [str(found.executable)], found.environment
+    proot = find_program("proot")
+    bound = f"{tree / _SHARED}:/{_SHARED}"
+    return [str(proot.executable), "-b", bound, str(found.executable)], proot.environment
 
 
 def install() -> list[Program]:

@@ -5,11 +5,14 @@ The configuration is copied, and only the files of targets in it are written ane
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +20,7 @@ import requests
 from typing_extensions import Self
 
 from carla_policy_tools.addresses import LOOPBACK, listening_socket
-from carla_policy_tools.monitoring.programs import MonitoringError, find_program
+from carla_policy_tools.monitoring.programs import MonitoringError, find_installed
 from carla_policy_tools.paths import CONFIG
 from carla_policy_tools.processes import END_WITH_PARENT
 
@@ -67,15 +70,15 @@ class Service:
         self.url = f"http://{self.address}"
 
     def __enter__(self) -> Self:
-        program = find_program(self._name)
+        command, environment = find_installed(self._name)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(program.executable), *self._arguments, f"--web.listen-address={self.address}"],
+                [*command, *self._arguments, f"--web.listen-address={self.address}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=program.environment,
+                env=environment,
                 start_new_session=True,
                 preexec_fn=END_WITH_PARENT,
             )
@@ -96,11 +99,13 @@ class Service:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
+        # The whole group: PRoot, where there is one, ends with the program that it runs, and does not pass signals on.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def check(self) -> None:
