@@ -113,9 +113,9 @@ def lost(given: Any, kept: Any, path: str = "") -> list[str]:
 def test_provisioning_finds_the_dashboards_and_the_data_source() -> None:
     directory = CONFIG / "grafana" / "provisioning"
     (source,) = yaml.safe_load((directory / "datasources" / "prometheus.yaml").read_text())["datasources"]
-    assert (source["type"], source["url"]) == ("prometheus", "${PROMETHEUS_URL}")
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
     (provider,) = yaml.safe_load((directory / "dashboards" / "carla-policy.yaml").read_text())["providers"]
-    assert (provider["type"], provider["options"]["path"]) == ("file", "/etc/grafana/dashboards")
+    assert (provider["type"], provider["options"]["path"]) == ("file", "/var/lib/grafana/dashboards")
 
 
 def test_legend_and_variables_are_filled_in() -> None:

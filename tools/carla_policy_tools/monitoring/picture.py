@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,39 +61,42 @@ def draw(
         if panel["type"] == "bargauge":
             _draw_bars(axes, found)
         elif panel["type"] == "state-timeline":
-            _draw_states(axes, found, panel)
+            _draw_states(axes, found, panel, end - last_s)
         else:
-            _draw_lines(axes, found, panel)
+            _draw_lines(axes, found, panel, end - last_s)
         title = panel["title"].replace("$control", variables.get("control", ""))
         unit = _UNITS.get(panel["fieldConfig"]["defaults"]["unit"], "")
         axes.set_title(f"{title}, {unit}" if unit else title, fontsize=9, loc="left")
         axes.tick_params(labelsize=6)
+        if panel["type"] != "bargauge":
+            axes.set_xlim(0, last_s / 60)
+            axes.set_xlabel("minutes", fontsize=6, labelpad=1)
     figure.savefig(path, dpi=90)
 
 
-def _draw_lines(axes: Any, found: Sequence[tuple[str, Series]], panel: Mapping[str, Any]) -> None:
+def _draw_lines(axes: Any, found: Sequence[tuple[str, Series]], panel: Mapping[str, Any], start: float) -> None:
     largest = sorted(found, key=lambda item: -max(filter(math.isfinite, item[1].values), default=-math.inf))
     for name, series in sorted(largest[:MAX_SERIES], key=lambda item: item[0]):
-        axes.plot(_times(series), series.values, linewidth=1, label=name)
+        axes.plot(_minutes(series, start), series.values, linewidth=1, label=name or panel["title"])
     defaults = panel["fieldConfig"]["defaults"]
     for step in defaults["thresholds"]["steps"][1:]:
         axes.axhline(step["value"], color=step["color"], linewidth=0.7, linestyle="--")
     if "min" in defaults:
         axes.set_ylim(bottom=defaults["min"])
     if found:
-        axes.legend(fontsize=5, loc="upper left", framealpha=0.6)
-        _short_times(axes)
+        axes.legend(fontsize=6, loc="upper left", framealpha=0.6)
 
 
-def _draw_states(axes: Any, found: Sequence[tuple[str, Series]], panel: Mapping[str, Any]) -> None:
+def _draw_states(axes: Any, found: Sequence[tuple[str, Series]], panel: Mapping[str, Any], start: float) -> None:
     names = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
     for place, (_, series) in enumerate(found):
         for value, state in names.items():
-            times = [time for time, now in zip(_times(series), series.values, strict=True) if now == float(value)]
+            times = [
+                time for time, now in zip(_minutes(series, start), series.values, strict=True) if now == float(value)
+            ]
             axes.scatter(times, [place] * len(times), color=state["color"], s=6, marker="s")
     axes.set_yticks(range(len(found)), [name or "none" for name, _ in found], fontsize=5)
     axes.set_ylim(-0.5, max(len(found), 1) - 0.5)
-    _short_times(axes)
 
 
 def _draw_bars(axes: Any, found: Sequence[tuple[str, Series]]) -> None:
@@ -103,15 +105,8 @@ def _draw_bars(axes: Any, found: Sequence[tuple[str, Series]]) -> None:
     axes.tick_params(axis="x", rotation=90)
 
 
-def _times(series: Series) -> list[datetime]:
-    return [datetime.fromtimestamp(time) for time in series.times]
-
-
-def _short_times(axes: Any) -> None:
-    from matplotlib.dates import AutoDateLocator, DateFormatter
-
-    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=4))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
+def _minutes(series: Series, start: float) -> list[float]:
+    return [(time - start) / 60 for time in series.times]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,11 +119,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--last", type=float, default=3600.0, help="seconds to show")
     parser.add_argument("--version", default=".*", help="a regular expression of versions")
     parser.add_argument("--control", default="steer", help="whose distribution to show")
+    parser.add_argument("--panel", action="append", metavar="TITLE", help="only this one; may be said several times")
     options = parser.parse_args(arguments)
     variables = {**VARIABLES, "model_version": options.version, "control": options.control}
     dashboard = json.loads(json.dumps(names[options.dashboard].to_json()))
     try:
-        draw(Api(options.prometheus), dashboard, options.file, last_s=options.last, variables=variables)
+        draw(
+            Api(options.prometheus),
+            dashboard,
+            options.file,
+            last_s=options.last,
+            variables=variables,
+            titles=options.panel,
+        )
     except (QueryError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
