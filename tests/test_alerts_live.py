@@ -152,7 +152,9 @@ def test_a_day_of_a_server(watched: SimpleNamespace, tmp_path: Path) -> None:
             draw(api, json.loads(path.read_text()), tmp_path / f"{path.stem}.png", last_s=time.time() - watched.since)
             assert (tmp_path / f"{path.stem}.png").stat().st_size > 10_000
         kill_workers_until(api, server, PLAIN, ("PolicyWorkerDown", "critical", PLAIN))
-    assert ever_fired_but_for_load(api, began) - moderate_too(expected) == set()
+    # Strange observations and the safe action change what the vehicles do, which is drift as well.
+    consequences = {("PolicyActionDrift", "critical", version) for version in (GOOD, BROKEN)}
+    assert ever_fired_but_for_load(api, began) <= moderate_too(expected | consequences)
 
     wait_until_fires(api, ("PolicyNoTraffic", "warning", ""))
     server.stop()
