@@ -147,6 +147,8 @@ def test_a_day_of_a_server(watched: SimpleNamespace, tmp_path: Path) -> None:
         assert requests.put(f"{server.ready['management']}/models/carla_policy/{PLAIN}/set-default", timeout=10).ok
         expected |= {("PolicyWrongDefault", "critical", promoted_version(api)), ("PolicyRegistryDrift", "warning", "")}
         wait_until_fires(api, *expected)
+        texts = [text for alert in api.alerts() for text in alert["annotations"].values()]
+        assert not [text for text in texts if "{{" in text or "<" in text], "a template was not filled in"
         for path in sorted(DIRECTORY.glob("*.json")):
             check_panels(api, json.loads(path.read_text()))
             draw(api, json.loads(path.read_text()), tmp_path / f"{path.stem}.png", last_s=time.time() - watched.since)
@@ -161,8 +163,6 @@ def test_a_day_of_a_server(watched: SimpleNamespace, tmp_path: Path) -> None:
     wait_until_fires(api, ("PolicyScrapeDown", "critical", ""), ("PolicyServerAbsent", "critical", ""))
     broken_rules = [rule for rule in api.rules() if rule["health"] == "err"]
     assert not broken_rules
-    for alert in api.alerts():
-        assert not [text for text in alert["annotations"].values() if "{{" in text or "error" in text]
 
 
 def promoted_version(api: Api) -> str:
@@ -207,7 +207,7 @@ def report(server: ServeProcess, version: str, value: float, length: int) -> Sen
 @contextmanager
 def traffic(sends: list[Send]) -> Iterator[None]:
     """Each of `sends`, again and again, from a thread of its own."""
-    over, errors = threading.Event(), []
+    over = threading.Event()
 
     def run() -> None:
         while not over.wait(PAUSE_S):
@@ -222,7 +222,6 @@ def traffic(sends: list[Send]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-    assert not errors
 
 
 def settle(api: Api) -> None:
