@@ -45,7 +45,10 @@ def test_it_starts_both_and_leaves_nothing_behind(tmp_path: Path) -> None:
         hints = [process.stdout.readline() for _ in range(2)]
         assert all("start the server" in hint for hint in hints)
         prometheus, alertmanager = re.findall(r"http://[\w.:]+", process.stdout.readline())
-        assert requests.get(f"{alertmanager}/-/ready", timeout=10).ok
+        assert [
+            requests.get(f"{url}{page}", timeout=10).status_code
+            for url, page in ((prometheus, "/graph"), (alertmanager, "/"))
+        ] == [200, 200]
         api = Api(prometheus)
         until(
             lambda: requests.get(f"{prometheus}/api/v1/alertmanagers", timeout=10).json()["data"]["activeAlertmanagers"]
