@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,7 +79,12 @@ def logs(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def events_in(server: TorchServe) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in server.log_file.read_text().split("\n") if line.endswith("}")]
+    """Whole lines in the files that are there at this moment: they change their names while somebody writes."""
+    events = []
+    for path in server.log_file.parent.glob("torchserve*.log"):
+        with suppress(FileNotFoundError):
+            events += [json.loads(line) for line in path.read_text().split("\n") if line.endswith("}")]
+    return events
 
 
 def read(logs: Path) -> list[dict[str, Any]]:

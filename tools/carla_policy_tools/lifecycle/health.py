@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import requests
 
@@ -21,7 +21,7 @@ class Health:
 
     alive: bool
     findings: tuple[str, ...]
-    seen: Observation | None = None
+    seen: Observation | None = field(default=None, compare=False)
     """Registry and server at that moment, if the server could be asked."""
 
     @property
