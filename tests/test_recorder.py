@@ -214,6 +214,14 @@ def test_time_in_the_queue_is_known_where_a_proxy_notes_it(service: PolicyServic
     assert 3.9 < counts["policy_queue_seconds_sum", ()] < 20.0
 
 
+def test_requests_with_a_deadline_count_as_all_others(service: PolicyService) -> None:
+    """Their pass runs in a thread of its own."""
+    ask(service, rows(3), headers={"x-policy-deadline-ms": "30000"})
+    counts = taken(service.recorder)
+    assert counts["policy_evaluated_rows_total", ()] == 3
+    assert counts["policy_stage_seconds_count", ("infer",)] == 1
+
+
 def test_an_episode_is_reported_with_its_return_and_length(service: PolicyService) -> None:
     for value, length in ((-12.5, 40), (100.0, 400), (0.5, 1)):
         body = json.dumps({"return": value, "length": length}).encode()
