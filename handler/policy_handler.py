@@ -38,6 +38,7 @@ from carla_policy.metrics.emitter import Emitter
 from carla_policy.metrics.reporter import Reporter
 from carla_policy.request_events import RequestEvents, access_rate
 from carla_policy.service import DEFAULT_MAX_ANSWER_BYTES, PolicyService
+from carla_policy.trace_context import echoed
 from carla_policy.tracing import Tracer, start_tracing
 from carla_policy.version import CANDIDATE
 from carla_policy.worker_events import WorkerEvents
@@ -51,9 +52,6 @@ MAX_RESPONSE_VARIABLE = "CARLA_POLICY_MAX_RESPONSE_BYTES"
 """Names the server's largest answer: TorchServe ends a worker that gives a larger one, and does not tell it."""
 
 _SOCKET_NUMBER = re.compile(r"\.ts\.sock\.([0-9]+)$")
-_SAFE_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ECHOED_HEADERS = {"traceparent": "traceparent", "x-request-id": "x-client-request-id"}
-"""Request header to response header; TorchServe answers with an x-request-id of its own."""
 
 
 class PolicyHandler(BaseHandler):  # type: ignore[misc]
@@ -128,7 +126,7 @@ class PolicyHandler(BaseHandler):  # type: ignore[misc]
         for answer, (own, _), processor in zip(answers, headers, context.request_processor, strict=True):
             processor.report_status(answer.status, answer.phrase)
             processor.get_response_headers().update(
-                {"content-type": answer.content_type, **answer.headers, **_echoed(own)}
+                {"content-type": answer.content_type, **answer.headers, **echoed(own)}
             )
         for trace, processor in zip(traces, context.request_processor, strict=False):
             processor.get_response_headers().update(trace.headers)
@@ -203,11 +201,3 @@ def _to_request(
         resource=path.strip("/") if isinstance(path, str) else "",
         request_id=request_id,
     )
-
-
-def _echoed(headers: dict[str, str]) -> dict[str, str]:
-    return {
-        _ECHOED_HEADERS[name]: headers[name]
-        for name in _ECHOED_HEADERS.keys() & headers.keys()
-        if _SAFE_HEADER_VALUE.fullmatch(headers[name])
-    }

@@ -8,10 +8,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from carla_policy.answers import Outcome
-from carla_policy.errors import InternalFailure, RequestError
+from carla_policy.errors import BatchTooLarge, InternalFailure, RequestError
 from carla_policy.policy import Evaluation
 from carla_policy.prediction import Prediction
 from carla_policy.resources import Resource
+
+STAGES = ("parse", "preprocess", "infer", "decide")
+"""That a batch goes through, in this order, before its answers are encoded."""
 
 
 class Request(NamedTuple):
@@ -47,6 +50,11 @@ class Work:
 
     stage_ms: dict[str, float] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+
+
+def error_type(item: Outcome | RequestError) -> str:
+    """The type of the error that `item` was answered with; an outcome is refused only when its answer is too large."""
+    return item.type if isinstance(item, RequestError) else BatchTooLarge.type
 
 
 def guarded(step: Callable[..., Any], *arguments: Any) -> Any:

@@ -204,14 +204,14 @@ class CategoricalHead:
     def sample(self, parameters: Parameters, seed: int) -> FloatArray:
         """The first choice at which the cumulated probability exceeds a uniform number."""
         logits = parameters["logits"]
-        cumulated = np.cumsum(np.exp(_log_softmax(logits)), axis=1)
+        cumulated = np.cumsum(np.exp(log_softmax(logits)), axis=1)
         uniform = _generator(seed).random((len(logits), 1))
         choice = np.minimum((cumulated <= uniform).sum(axis=1), logits.shape[1] - 1)
         return _chosen(choice, logits)
 
     def log_prob(self, parameters: Parameters, actions: FloatArray) -> Doubles:
         logits = parameters["logits"]
-        return _of_choice(_log_softmax(logits), actions)
+        return _of_choice(log_softmax(logits), actions)
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,8 @@ def _only_valid(valid: NDArray[np.bool_], first: Doubles, second: Doubles) -> tu
     return first, second
 
 
-def _log_softmax(logits: FloatArray) -> Doubles:
+def log_softmax(logits: FloatArray) -> Doubles:
+    """Log-probabilities of the choices that `logits` `[rows, choices]` stand for."""
     values = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         values = values - values.max(axis=1, keepdims=True)

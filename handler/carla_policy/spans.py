@@ -25,10 +25,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 
 from carla_policy import episodes
 from carla_policy.answers import Answer, Outcome
-from carla_policy.batch import Batch, Request
+from carla_policy.batch import STAGES, Batch, Request, error_type
 from carla_policy.card import ModelCard
 from carla_policy.deadline import queued_s
-from carla_policy.errors import RequestError
 from carla_policy.events import OWN_LOGGER, tell
 from carla_policy.otel_environment import EXPORT_DELAY, export_delay_s
 from carla_policy.resources import NAMES
@@ -36,7 +35,6 @@ from carla_policy.trace_context import TRACEPARENT, TRACESTATE, echoed_id, parse
 from carla_policy.tracing import Trace
 
 DEFAULT_SERVICE_NAME = "carla-policy"
-STAGES = ("parse", "preprocess", "infer", "decide")
 
 _OTHERS = logging.getLogger("opentelemetry")
 
@@ -142,7 +140,7 @@ class SpanTracer:
             if item.novelty is not None:
                 attributes["carla_policy.ood.rows"] = int(item.novelty.is_ood.sum())
         if answer.status >= 400:
-            kind = item.type if isinstance(item, RequestError) else "BATCH_TOO_LARGE"
+            kind = error_type(item)
             attributes["carla_policy.error.type"] = kind
             if answer.status >= 500:
                 attributes["error.type"] = kind

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 TRACEPARENT, TRACESTATE, CLIENT_ID = "traceparent", "tracestate", "x-request-id"
+ECHOED = {TRACEPARENT: TRACEPARENT, CLIENT_ID: "x-client-request-id"}
+"""Request header to response header; TorchServe answers with an x-request-id of its own."""
 SAMPLED = 0x01
 MAX_STATE, MAX_STATE_MEMBERS = 512, 32
 
 _PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
 _KEY = r"([a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
 _MEMBER = re.compile(rf"[ \t]*{_KEY}=(?P<value>[ -+\--<>-~]{{0,255}}[!-+\--<>-~])[ \t]*")
-_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SAFE_VALUE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class TraceContext(NamedTuple):
@@ -62,5 +64,11 @@ def trace_id(headers: Mapping[str, str]) -> str | None:
 
 def echoed_id(headers: Mapping[str, str]) -> str | None:
     """A client's own `x-request-id`, if it is short and plain enough to be repeated."""
-    own = headers.get(CLIENT_ID)
-    return own if own and _SAFE_ID.fullmatch(own) else None
+    return echoed(headers).get(ECHOED[CLIENT_ID])
+
+
+def echoed(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of an answer that repeat the request's own, where those are short and plain."""
+    return {
+        ECHOED[name]: headers[name] for name in ECHOED.keys() & headers.keys() if _SAFE_VALUE.fullmatch(headers[name])
+    }

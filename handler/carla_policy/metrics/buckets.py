@@ -17,7 +17,6 @@ SECONDS = (
 """Upper bounds for a request, in seconds; fine where a policy of two small layers takes its time."""
 STAGE_SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 0.01, 0.1, 1.0)
 REQUESTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-INFINITY = "+Inf"
 
 CONTROL_EDGES = {
     name: np.linspace(low, 1.0, round((1.0 - low) * 10) + 1, dtype=np.float64)[1:]
@@ -26,11 +25,16 @@ CONTROL_EDGES = {
 """Upper edges of each control's bins, a tenth wide; a bin has its upper edge, the first also the lowest value."""
 
 
+def bucket_labels(bounds: Sequence[float]) -> list[str]:
+    """Values of `le` for buckets up to each of `bounds`, and the one for all."""
+    return [*(f"{bound:g}" for bound in bounds), "+Inf"]
+
+
 class Histogram:
     """Weights of values by bucket, and the sum of the values."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.labels = (*(f"{bound:g}" for bound in bounds), INFINITY)
+        self._labels = bucket_labels(bounds)
         self._bounds = np.array(bounds)
         self._weights = np.zeros(len(bounds) + 1)
         self._sum = 0.0
@@ -43,7 +47,7 @@ class Histogram:
 
     def take(self) -> Iterator[tuple[str, str, float]]:
         """`("bucket", le, weight up to le)` for each bound, the sum and the count; then it is empty."""
-        for label, weight in zip(self.labels, self._weights.cumsum(), strict=True):
+        for label, weight in zip(self._labels, self._weights.cumsum(), strict=True):
             yield "bucket", label, float(weight)
         yield "sum", "", self._sum
         yield "count", "", float(self._weights.sum())

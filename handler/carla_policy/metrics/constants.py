@@ -15,14 +15,14 @@ from carla_policy.actions import CONTROLS
 from carla_policy.errors import error_types
 from carla_policy.loading import LoadedPolicy
 from carla_policy.metrics.buckets import (
-    INFINITY,
     REQUESTS,
     SECONDS,
     STAGE_SECONDS,
     bin_counts,
     bin_labels,
+    bucket_labels,
 )
-from carla_policy.metrics.recorder import SELECTIONS, STAGES, Sample, choice_labels
+from carla_policy.metrics.recorder import SELECTIONS, TIMED_STAGES, Sample, choice_labels
 from carla_policy.metrics.spread import spread_of
 from carla_policy.safety import KINDS
 
@@ -71,10 +71,9 @@ def zeros(loaded: LoadedPolicy) -> Iterator[Sample]:
         ("policy_request_seconds", [()], SECONDS),
         ("policy_queue_seconds", [()], SECONDS),
         ("policy_batch_requests", [()], REQUESTS),
-        ("policy_stage_seconds", [(stage,) for stage in STAGES], STAGE_SECONDS),
+        ("policy_stage_seconds", [(stage,) for stage in TIMED_STAGES], STAGE_SECONDS),
     ):
-        edges = (*(f"{bound:g}" for bound in bounds), INFINITY)
-        series[f"{name}_bucket"] = [(*own, edge) for own in labels for edge in edges]
+        series[f"{name}_bucket"] = [(*own, edge) for own in labels for edge in bucket_labels(bounds)]
         series[f"{name}_sum"] = series[f"{name}_count"] = list(labels)
     for control in CONTROLS:
         series.setdefault("policy_actions_total", []).extend(

@@ -20,10 +20,10 @@ from carla_policy import episodes
 from carla_policy.actions import CONTROLS, TableLayout
 from carla_policy.answers import Answer, Outcome
 from carla_policy.arrays import every
-from carla_policy.batch import Batch, Request
+from carla_policy.batch import STAGES, Batch, Request, error_type
 from carla_policy.breaker import CircuitBreaker
-from carla_policy.deadline import START_HEADER, age_s
-from carla_policy.errors import BatchTooLarge, RequestError
+from carla_policy.deadline import START_HEADER, queued_s
+from carla_policy.errors import RequestError
 from carla_policy.golden import FloatArray
 from carla_policy.loading import LoadedPolicy
 from carla_policy.messages import EpisodeReport
@@ -34,7 +34,7 @@ from carla_policy.policy import Decision, Evaluation, Policy
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("parse", "preprocess", "infer", "decide", "encode")
+TIMED_STAGES = (*STAGES, "encode")
 FALLBACK_KINDS = frozenset({"fallback", "ood", "deadline", "circuit_open"})
 """Interventions that put the card's safe action in the place of the policy's."""
 SELECTIONS = ("deterministic", "stochastic")
@@ -72,7 +72,7 @@ class Recorder:
         self._counts: defaultdict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
         self._request_seconds, self._queue_seconds = Histogram(SECONDS), Histogram(SECONDS)
         self._batch_requests = Histogram(REQUESTS)
-        self._stage_seconds = {stage: Histogram(STAGE_SECONDS) for stage in STAGES}
+        self._stage_seconds = {stage: Histogram(STAGE_SECONDS) for stage in TIMED_STAGES}
         self._spread = spread_of(policy)
         self._timings: Pile[tuple[float, ...]] = Pile(self._sum_up_timings)
         self._queued: Pile[float] = Pile(self._sum_up_queued)
@@ -130,19 +130,17 @@ class Recorder:
                 self._outcomes[item.deterministic].add(item, len(item.decision.controls))
             elif isinstance(item, Outcome | RequestError) and _is_prediction(request):
                 outcome = "failed" if answer.status >= 500 else "refused"
-                kind = item.type if isinstance(item, RequestError) else BatchTooLarge.type
-                self._counts["policy_requests_total", (outcome, kind)] += 1
+                self._counts["policy_requests_total", (outcome, error_type(item))] += 1
             else:
                 continue
             predictions += 1
             if START_HEADER in request.headers:
-                age = age_s(request.headers[START_HEADER]) - (time.perf_counter() - batch.started)
-                self._queued.add(max(age, 0.0))
+                self._queued.add(queued_s(request.headers, time.perf_counter() - batch.started) or 0.0)
         if not predictions:
             return
         for evaluation in batch.evaluations:
             self._evaluations.add(evaluation, len(evaluation))
-        stages = [batch.stage_ms.get(stage, math.nan) for stage in STAGES[:-1]]
+        stages = [batch.stage_ms.get(stage, math.nan) for stage in STAGES]
         total_ms = (time.perf_counter() - batch.started) * 1e3
         self._timings.add((*stages, encode_ms, total_ms, predictions))
 
@@ -151,7 +149,7 @@ class Recorder:
 
     def _sum_up_timings(self, timings: list[tuple[float, ...]]) -> None:
         *stages, total, requests = np.array(timings).T
-        for stage, values in zip(STAGES, stages, strict=True):
+        for stage, values in zip(TIMED_STAGES, stages, strict=True):
             seconds = values[np.isfinite(values)] / 1e3
             self._stage_seconds[stage].add(seconds, np.ones(len(seconds)))
         self._request_seconds.add(total / 1e3, requests)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from carla_policy.golden import FloatArray
-from carla_policy.heads import BetaHead, CategoricalHead, GaussianHead
+from carla_policy.heads import BetaHead, CategoricalHead, Doubles, GaussianHead, Parameters, log_softmax
 from carla_policy.policy import Policy
-
-Doubles = NDArray[np.float64]
-Parameters = Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,7 @@ def _of_beta(parameters: Parameters) -> Doubles:
 
 def _entropy(parameters: Parameters) -> Doubles:
     """`-sum(p log p)`, in nats, `[rows, 1]`."""
-    values = parameters["logits"].astype(np.float64)
+    logs = log_softmax(parameters["logits"])
     with np.errstate(invalid="ignore"):
-        shifted = values - values.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-        total = weights.sum(axis=1, keepdims=True)
-        entropy: Doubles = np.log(total) - (weights * shifted).sum(axis=1, keepdims=True) / total
+        entropy: Doubles = -(np.exp(logs) * logs).sum(axis=1, keepdims=True)
     return entropy
