@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import requests
 
-from benchmarks.contenders.base import free_port
 from carla_policy_tools.addresses import LOOPBACK
+from carla_policy_tools.ports import reserved_port
 
 PATIENCE_S = 120.0
 SETTINGS = {
@@ -33,7 +33,7 @@ SETTINGS = {
 def mlflow_server(directory: Path, database: Path, *options: str) -> Iterator[str]:
     """URL of an MLflow server of a copy of `database`, with its files in `directory`."""
     shutil.copyfile(database, directory / "mlflow.db")
-    port = free_port()
+    port = reserved_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db"]
     log = directory / "server.log"

@@ -13,7 +13,8 @@ import pytest
 from carla_policy_tools.debian import Program
 from carla_policy_tools.monitoring.api import Api
 from carla_policy_tools.monitoring.programs import MonitoringError, find_program
-from carla_policy_tools.monitoring.running import Prometheus, copy_configuration, free_port
+from carla_policy_tools.monitoring.running import Prometheus, copy_configuration
+from carla_policy_tools.ports import reserved_port
 
 FASTER = 20
 """Windows and waits of the rules are so many times shorter; counts, shares and thresholds are those of the rules."""
@@ -36,7 +37,7 @@ def program(name: str) -> Program:
 def fast_prometheus(directory: Path, targets: Mapping[str, str]) -> Iterator[Api]:
     """Prometheus with these targets, in whose configuration nothing but durations and addresses differs."""
     program("prometheus")
-    port = free_port()
+    port = reserved_port()
     own = {"prometheus": f"127.0.0.1:{port}"}
     configuration = copy_configuration(directory / "configuration", {**targets, **own})
     configuration.write_text(re.sub(r"(_interval|_timeout): \d+s", r"\1: 1s", configuration.read_text()))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import requests
+from typing_extensions import Self
 
 from benchmarks import servers
 from benchmarks.servers import COMMAND
@@ -32,6 +33,13 @@ class ServeProcess(servers.ServeProcess):
         self._own = TemporaryDirectory(prefix="carla-policy-test-")
         own = registry or Path(self._own.name, "registry.json")
         super().__init__(store, *options, registry=own, environment=environment)
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._own.cleanup()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,7 +12,7 @@ import requests
 
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.paths import CONFIG
-from carla_policy_tools.ports import bound
+from carla_policy_tools.ports import reserved_port
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from tests.fake_upstream import FakeUpstream
 from tests.hostile.http_client import first_reply
@@ -31,8 +31,7 @@ def gate(upstream: FakeUpstream, tmp_path: Path) -> Iterator[str]:
     except ProxyError as error:
         pytest.skip(str(error))
     (tmp_path / "tokens").write_text(f"another-token\n{TOKEN}\n")
-    with bound(0, "port") as listener:
-        port = listener.getsockname()[1]
+    port = reserved_port()
     own = {
         "CARLA_POLICY_GATE_ADDRESS": f"{LOOPBACK}:{port}",
         "CARLA_POLICY_GATE_SERVER": upstream.address,

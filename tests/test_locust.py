@@ -30,11 +30,11 @@ from carla_policy.service import PolicyService
 from carla_policy_tools.archive import unpack
 from carla_policy_tools.build import build
 from carla_policy_tools.paths import PROJECT, archive_name
+from carla_policy_tools.ports import reserved_port
 from tests.fake_policy import ACTION, FakePolicy
 from tests.hostile.answering import answer_all, told
 from tests.servers import ServeProcess
 from tests.synthetic import make_artifact
-from tests.test_stopping import free_port
 
 needs_locust = pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="the extra bench has Locust")
 FILES = f"{PROJECT / 'benchmarks/locustfile.py'},{PROJECT / 'tests/until_seen.py'}"
@@ -249,7 +249,7 @@ def test_the_state_of_a_recurrent_policy_travels_with_the_vehicle(recurrent_card
 @needs_locust
 def test_two_processes_share_the_load_and_are_judged_together(card: ModelCard, tmp_path: Path) -> None:
     with FakePolicy(card) as fake:
-        port = str(free_port())
+        port = str(reserved_port())
         options = ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port)
         options += ("--master-port", port, "--users", "4")
         done = run(fake.base, tmp_path, {"Vehicle promoted": 80}, "Vehicle", *options, slo=EASY + IMPOSSIBLE)

@@ -16,12 +16,13 @@ import pytest
 import requests
 import yaml
 
+from carla_policy_tools.addresses import listening_socket
 from carla_policy_tools.monitoring import running
 from carla_policy_tools.monitoring.api import Api, QueryError
 from carla_policy_tools.monitoring.programs import MonitoringError, find_program
 from carla_policy_tools.paths import CONFIG
+from carla_policy_tools.ports import reserved_port
 from tests.monitoring import PATIENCE_S, program
-from tests.test_stopping import free_port
 
 
 def until(happens: Callable[[], Any]) -> Any:
@@ -34,7 +35,7 @@ def until(happens: Callable[[], Any]) -> Any:
 
 def test_it_starts_both_and_leaves_nothing_behind(tmp_path: Path) -> None:
     program("prometheus")
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{reserved_port()}"
     options = ["--metrics", nobody, "--health", nobody, "--port", "0", "--alertmanager-port", "0"]
     with subprocess.Popen(
         [sys.executable, "-m", "carla_policy_tools.monitoring", *options, "--data", str(tmp_path)],
@@ -66,11 +67,11 @@ def test_it_starts_both_and_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     from carla_policy_tools.monitoring.__main__ import main
 
-    with running.listening_socket("127.0.0.1", 0) as listener:
+    with listening_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         assert main(["--port", str(port)]) == 1
-    assert f"error: port {port}: " in capsys.readouterr().err
+    assert f"error: port {port} on 127.0.0.1 cannot be used" in capsys.readouterr().err
 
 
 def test_copied_configuration_differs_in_addresses_only(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_program_that_ends_at_once_tells_why(tmp_path: Path) -> None:
     (tmp_path / "broken.yml").write_text("global: 5\n")
     with (
         pytest.raises(MonitoringError, match=r"prometheus has ended:\n(.*\n)*.*cannot unmarshal"),
-        running.Prometheus(tmp_path / "broken.yml", tmp_path, port=running.free_port()),
+        running.Prometheus(tmp_path / "broken.yml", tmp_path, port=reserved_port()),
     ):
         pass
 
@@ -103,6 +104,6 @@ def test_program_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Monkey
 
 
 def test_prometheus_that_does_not_answer_is_named() -> None:
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{reserved_port()}"
     with pytest.raises(QueryError, match=f"{url} does not answer"):
         Api(url).query("up")

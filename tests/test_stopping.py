@@ -16,6 +16,7 @@ from carla_policy_tools.lifecycle.draining import pass_queue, wait_until_unused
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.registry import RegistryError
 from carla_policy_tools.lifecycle.stopping import _connections, close_listener
+from carla_policy_tools.ports import reserved_port
 from tests.declared import PretendedServer
 from tests.elsewhere import ended, running, started
 
@@ -47,11 +48,6 @@ def echo(ports: list[int], family: int, report: Connection) -> None:
     signal.pause()
 
 
-def free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def said(connection: socket.socket, text: bytes) -> bytes:
     connection.sendall(text)
     return connection.recv(100)
@@ -59,7 +55,7 @@ def said(connection: socket.socket, text: bytes) -> bytes:
 
 @pytest.fixture
 def ports() -> list[int]:
-    return [free_port(), free_port()]
+    return [reserved_port(), reserved_port()]
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
@@ -83,7 +79,7 @@ def test_closed_listener_refuses_new_connections_and_established_ones_go_on(serv
 
 
 def test_listener_can_be_closed_twice_and_where_there_is_none(server: int, ports: list[int]) -> None:
-    assert not close_listener(server, free_port())
+    assert not close_listener(server, reserved_port())
     assert close_listener(server, ports[0])
     close_listener(server, ports[0])
     assert not close_listener(os.getpid(), ports[1])
@@ -93,7 +89,7 @@ def test_listener_of_a_process_that_is_gone_needs_no_closing() -> None:
     process = started(int)
     ended(process)
     assert process.pid is not None
-    assert not close_listener(process.pid, free_port())
+    assert not close_listener(process.pid, reserved_port())
 
 
 def test_open_connections_are_counted_by_port(server: int, ports: list[int]) -> None:

@@ -6,7 +6,6 @@ import http.client
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import psutil
 from typing_extensions import Self
 
 from benchmarks.contenders.workload import Workload
+from carla_policy_tools.ports import reserved_port
 from carla_policy_tools.processes import END_WITH_PARENT
 
 START_TIMEOUT_S = 120.0
@@ -105,7 +105,7 @@ class ServiceProcess(Contender):
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
-        self.port = free_port()
+        self.port = reserved_port()
         self._process: subprocess.Popen[bytes]
         self._log: tempfile._TemporaryFileWrapper[bytes]
 
@@ -173,12 +173,6 @@ def family(pid: int) -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
 
 
 def ask_health(port: int, path: str) -> bytes | None:

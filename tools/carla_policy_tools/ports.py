@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from socket import socket
 
 from carla_policy_tools.addresses import LOOPBACK, listening_socket, reached_at
 
@@ -41,7 +40,7 @@ def choose_ports(
 ) -> Ports:
     """Ports to listen on: 0 means any free one, and the others follow inference unless given.
 
-    Raises `OSError` naming the port that is taken, before anything is started.
+    Each is reserved as `reserved_port` says. Raises `OSError` naming the port that is taken, before anything starts.
     """
     wanted = {"port": inference}
     others = {"management-port": management, "metrics-port": metrics, "health-port": health}
@@ -51,20 +50,25 @@ def choose_ports(
     if len(set(fixed)) != len(fixed):
         listed = ", ".join(map(str, fixed))
         raise ValueError(f"predictions, management, metrics and health need a port each, got {listed}")
-    sockets = []
-    try:
-        for option, port in (*wanted.items(), ("grpc", 0), ("grpc", 0)):
-            sockets.append(bound(port, option, LOOPBACK if option in ("management-port", "grpc") else host))
-        return replace(Ports(*(listener.getsockname()[1] for listener in sockets)), host=host)
-    finally:
-        for listener in sockets:
-            listener.close()
+    addresses = (*wanted.items(), ("grpc", 0), ("grpc", 0))
+    loopback_only = ("management-port", "grpc")
+    chosen = [reserved_port(port, option, LOOPBACK if option in loopback_only else host) for option, port in addresses]
+    return replace(Ports(*chosen), host=host)
 
 
-def bound(port: int, option: str, host: str = LOOPBACK) -> socket:
-    """A socket that has `port` at `host`, 0 for any free one; `OSError` names the port and its option."""
+def reserved_port(port: int = 0, option: str = "port", host: str = LOOPBACK) -> int:
+    """`port` at `host`, 0 for any free one, that no other program is given by chance until this process ends.
+
+    A socket stays bound to it that never listens. The system hands such a port to nobody who asks for any port, for a
+    connection or a server; who asks for this very one may still listen there, if it sets `SO_REUSEADDR` as servers do.
+    A port that was only looked at is often taken by another program's connection before a server has come up. Raises
+    `OSError` that names the port and its option.
+    """
     try:
-        return listening_socket(host, port)
+        with listening_socket(host, port) as holder:
+            number = int(holder.getsockname()[1])
+            holder.detach()
+            return number
     except (OSError, OverflowError) as error:
         reason = f"port {port} on {host} cannot be used: {getattr(error, 'strerror', None) or error}"
         raise OSError(f"{reason}; choose another with --{option}") from None

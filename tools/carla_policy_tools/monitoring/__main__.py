@@ -17,6 +17,7 @@ from carla_policy_tools.monitoring import running
 from carla_policy_tools.monitoring.api import Api, QueryError
 from carla_policy_tools.monitoring.programs import MonitoringError
 from carla_policy_tools.paths import CONFIG, PROJECT
+from carla_policy_tools.ports import reserved_port
 from carla_policy_tools.processes import stop_signals
 
 DATA = PROJECT / "build" / "monitoring"
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _watch(_start(stack, options))
             except _StopError:
                 return 0
-    except (MonitoringError, QueryError) as error:
+    except (MonitoringError, QueryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -65,7 +66,8 @@ def _start(stack: ExitStack, options: argparse.Namespace) -> Api:
     for address in (options.metrics, options.health):
         if not running.answers(address):
             print(f"nothing listens at {address} yet: start the server with `make serve`", flush=True)
-    port, alertmanager_port = running.free_port(options.port), running.free_port(options.alertmanager_port)
+    port = reserved_port(options.port)
+    alertmanager_port = reserved_port(options.alertmanager_port, "alertmanager-port")
     configuration = running.copy_configuration(
         Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="monitoring-"))),
         {

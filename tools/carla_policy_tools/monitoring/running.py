@@ -19,7 +19,7 @@ from types import TracebackType
 import requests
 from typing_extensions import Self
 
-from carla_policy_tools.addresses import LOOPBACK, listening_socket
+from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.monitoring.programs import MonitoringError, find_installed
 from carla_policy_tools.paths import CONFIG
 from carla_policy_tools.processes import END_WITH_PARENT
@@ -44,15 +44,6 @@ def copy_configuration(directory: Path, targets: Mapping[str, str]) -> Path:
         address = targets.get(file.stem)
         (directory / "targets" / file.name).write_text(f'- targets: ["{address}"]\n' if address else "[]\n")
     return directory / "prometheus.yml"
-
-
-def free_port(port: int = 0) -> int:
-    """`port` if it is free, or any free one for 0; `MonitoringError` if it is taken."""
-    try:
-        with listening_socket(LOOPBACK, port) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise MonitoringError(f"port {port}: {error.strerror}") from None
 
 
 class Service:

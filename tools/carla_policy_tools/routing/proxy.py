@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.paths import CONFIG
-from carla_policy_tools.ports import bound
+from carla_policy_tools.ports import reserved_port
 from carla_policy_tools.processes import END_WITH_PARENT
 from carla_policy_tools.routing.haproxy import ProxyError, find_haproxy
 from carla_policy_tools.routing.routes import RouteMap, Routes
@@ -123,7 +123,7 @@ class Proxy:
         if len(str(self.run_dir)) > MAX_SOCKET_DIRECTORY:
             raise ProxyError(f"{self.run_dir}: too long a path for the proxy's sockets; choose a shorter directory")
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._port = _free_port(self._port)
+        self._port = reserved_port(self._port)
         _write_map(self.run_dir / _ROUTES, self._map.entries(self.routes))
         _write_map(self.run_dir / _SHADOW, {"share": "0"})
         self._process = subprocess.Popen(
@@ -250,11 +250,6 @@ def _host_and_port(url: str) -> tuple[str, str]:
     if address.scheme != "http" or not address.hostname:
         raise ValueError(f"{url}: expected the server's address, such as http://127.0.0.1:8080")
     return address.hostname, str(address.port or 80)
-
-
-def _free_port(port: int) -> int:
-    with bound(port, "port") as listener:
-        return int(listener.getsockname()[1])
 
 
 def _write_map(path: Path, entries: dict[str, str]) -> None:
