@@ -69,6 +69,7 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    step_s = STEP_S
 
     def __init__(self, *, other_vehicles: int = 4, render_mode: str | None = None) -> None:
         self._env = gym.make(
@@ -100,7 +101,8 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._gap_m = RAY_RANGE_M
 
     @property
-    def _vehicle(self) -> Any:
+    def vehicle(self) -> Any:
+        """The one that is driven: highway-env's, with `position` in m, `heading` in rad and `speed` in m/s."""
         return self._env.unwrapped.vehicle  # type: ignore[attr-defined]
 
     def reset(
@@ -109,21 +111,21 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         super().reset(seed=seed)
         self._env.reset(seed=seed, options=options)
         if self._road_field is None:
-            self._road_field = RoadField(self._vehicle.road.network)
+            self._road_field = RoadField(self.vehicle.road.network)
         self._steer = 0.0
         return self._observe(), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         acceleration, steer = (float(value) for value in np.clip(action, -1.0, 1.0))
         # Brakes hold a stopped car; they do not drive it backwards. The engine stops pulling at top speed.
-        strongest_brake = -self._vehicle.speed / STEP_S / MAX_ACCELERATION_MPS2
-        strongest_throttle = (MAX_SPEED_MPS - self._vehicle.speed) / STEP_S / MAX_ACCELERATION_MPS2
+        strongest_brake = -self.vehicle.speed / STEP_S / MAX_ACCELERATION_MPS2
+        strongest_throttle = (MAX_SPEED_MPS - self.vehicle.speed) / STEP_S / MAX_ACCELERATION_MPS2
         applied = float(np.clip(acceleration, min(strongest_brake, 0.0), max(strongest_throttle, 0.0)))
         _, _, terminated, truncated, _ = self._env.step(np.array([applied, steer]))
         steer_before, self._steer = self._steer, steer
         observation = self._observe()
         reward = self._reward(abs(steer - steer_before), terminated=terminated)
-        info = {"crashed": bool(self._vehicle.crashed), "on_road": bool(self._vehicle.on_road)}
+        info = {"crashed": bool(self.vehicle.crashed), "on_road": bool(self.vehicle.on_road)}
         return observation, reward, terminated, truncated, info
 
     def render(self) -> Any:
@@ -135,16 +137,16 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def _reward(self, steer_change: float, *, terminated: bool) -> float:
         if terminated:
             return TERMINAL_REWARD
-        _, lateral = self._vehicle.lane.local_coordinates(self._vehicle.position)
-        progress = min(self._vehicle.speed, TARGET_SPEED_MPS) / TARGET_SPEED_MPS
-        overspeed = max(self._vehicle.speed - TARGET_SPEED_MPS, 0.0) / TARGET_SPEED_MPS
+        _, lateral = self.vehicle.lane.local_coordinates(self.vehicle.position)
+        progress = min(self.vehicle.speed, TARGET_SPEED_MPS) / TARGET_SPEED_MPS
+        overspeed = max(self.vehicle.speed - TARGET_SPEED_MPS, 0.0) / TARGET_SPEED_MPS
         centering = 1.0 / (1.0 + lateral**2)
-        wanted_gap_m = STANDING_GAP_M + TIME_GAP_S * self._vehicle.speed
+        wanted_gap_m = STANDING_GAP_M + TIME_GAP_S * self.vehicle.speed
         tailgating = max(1.0 - max(self._gap_m, 0.0) / wanted_gap_m, 0.0)
         return float(progress * centering - overspeed - 0.5 * steer_change - tailgating)
 
     def _observe(self) -> NDArray[np.float32]:
-        ego = self._vehicle
+        ego = self.vehicle
         assert self._road_field is not None
         angles = ego.heading + np.deg2rad(RAY_ANGLES_DEG)
         others = [vehicle for vehicle in ego.road.vehicles if vehicle is not ego]
@@ -164,8 +166,8 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def _lane_heading(self, ahead_m: float) -> float:
         """Heading of the lane `ahead_m` metres on, following the track from lane to lane."""
-        network, index, lane = self._vehicle.road.network, self._vehicle.lane_index, self._vehicle.lane
-        longitudinal = lane.local_coordinates(self._vehicle.position)[0] + ahead_m
+        network, index, lane = self.vehicle.road.network, self.vehicle.lane_index, self.vehicle.lane
+        longitudinal = lane.local_coordinates(self.vehicle.position)[0] + ahead_m
         while longitudinal > lane.length:
             longitudinal -= lane.length
             _, junction, lane_id = index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from carla_policy_tools.addresses import LOOPBACK, listening_socket, reached_at
 
@@ -52,8 +52,10 @@ def choose_ports(
         raise ValueError(f"predictions, management, metrics and health need a port each, got {listed}")
     addresses = (*wanted.items(), ("grpc", 0), ("grpc", 0))
     loopback_only = ("management-port", "grpc")
-    chosen = [reserved_port(port, option, LOOPBACK if option in loopback_only else host) for option, port in addresses]
-    return replace(Ports(*chosen), host=host)
+    inference, management, metrics, health, grpc, grpc_management = [
+        reserved_port(port, option, LOOPBACK if option in loopback_only else host) for option, port in addresses
+    ]
+    return Ports(inference, management, metrics, health, grpc, grpc_management, host)
 
 
 def reserved_port(port: int = 0, option: str = "port", host: str = LOOPBACK) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carla_policy.golden import FloatArray
 from carla_policy_tools.export.errors import ExportError
 from carla_policy_tools.export.imports import import_module
 from carla_policy_tools.export.source import Source
@@ -28,22 +27,29 @@ class Environment:
     env: Any
     name: str
     steps: int = 0
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What it said beside its last observation."""
 
     def reset(self, seed: int) -> NDArray[Any]:
         """The first observation of the episode of `seed`."""
         with self._told("reset"):
-            observation, _ = self.env.reset(seed=seed)
+            observation, self.info = self.env.reset(seed=seed)
         self.steps = 0
         return self._checked(observation)
 
-    def step(self, action: FloatArray) -> tuple[NDArray[Any], float, bool]:
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool]:
         """The next observation, the reward, and whether the episode is over, after `action` `[dims]`."""
+        observation, reward, terminated, truncated = self.advance(action)
+        return observation, reward, terminated or truncated
+
+    def advance(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool]:
+        """The next observation, the reward, terminated and truncated, after `action` `[dims]`."""
         space = self.env.action_space
         taken = int(action[0]) if getattr(space, "n", 0) else action.reshape(space.shape).astype(space.dtype)
         self.steps += 1
         with self._told(f"step {self.steps}"):
-            observation, reward, terminated, truncated, _ = self.env.step(taken)
-        return self._checked(observation), float(reward), bool(terminated or truncated)
+            observation, reward, terminated, truncated, self.info = self.env.step(taken)
+        return self._checked(observation), float(reward), bool(terminated), bool(truncated)
 
     def close(self) -> None:
         with self._told("close"):

@@ -1,0 +1,120 @@
+"""A Gymnasium environment as a drive sees it: observation rows in, controls out, and how an episode went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carla_policy.card import ModelCard
+from carla_policy.golden import FloatArray
+from carla_policy_tools.driving.vehicle import ControlledAction, ObservationRow
+from carla_policy_tools.export.environments import Environment, make_env
+
+DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
+_COLLISION_KEYS = ("crashed", "collision", "collided")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step led to; `row` `[columns]` is the next observation."""
+
+    row: FloatArray
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any]
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+    @property
+    def ending(self) -> str:
+        """`""` while it goes on, else `collision`, `off_road`, `terminated`, or `completed` where time ran out."""
+        if not self.over:
+            return ""
+        if any(self.info.get(key) for key in _COLLISION_KEYS):
+            return "collision"
+        if self.info.get("on_road") is False or self.info.get("off_road"):
+            return "off_road"
+        return "terminated" if self.terminated else "completed"
+
+
+class Simulation:
+    """An environment that a version drives. Use as a context manager; leaving it closes the environment.
+
+    Raises `ValueError` where its observations or actions are not those of the version's card, and `ExportError`, which
+    names the step, for whatever goes wrong inside of it.
+    """
+
+    def __init__(self, make: Callable[[], Environment], card: ModelCard) -> None:
+        self._environment = make()
+        self.env = self._environment.env
+        self.name = self._environment.name
+        layout = getattr(self.env.unwrapped, "action_layout", None)
+        self._row, self._action = ObservationRow.of(card), ControlledAction(card, layout)
+        self._check(card)
+
+    def __enter__(self) -> Simulation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._environment.close()
+
+    @property
+    def step_s(self) -> float | None:
+        """Simulated seconds of a step: the environment's own `step_s`, or its render rate; `None` if unknown."""
+        own = getattr(self.env.unwrapped, "step_s", None)
+        rate = (getattr(self.env, "metadata", None) or {}).get("render_fps")
+        return float(own) if own else 1.0 / float(rate) if rate else None
+
+    def reset(self, seed: int) -> FloatArray:
+        """The first observation `[columns]` of the episode of `seed`."""
+        return self._row.of_observation(self._environment.reset(seed))
+
+    def step(self, controls: FloatArray) -> Transition:
+        """Drive one step with `controls` `[3]`."""
+        observation, reward, terminated, truncated = self._environment.advance(self._action.native(controls))
+        return Transition(self._row.of_observation(observation), reward, terminated, truncated, self._environment.info)
+
+    @property
+    def position(self) -> tuple[float, float] | None:
+        """Where the vehicle is, in metres: the last info's `position`, or that of the environment's `vehicle`."""
+        place = self._environment.info.get("position")
+        if place is None:
+            place = getattr(getattr(self.env.unwrapped, "vehicle", None), "position", None)
+        if place is None or len(place) < 2:
+            return None
+        x, y = float(place[0]), float(place[1])
+        return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+
+    def picture(self) -> NDArray[np.uint8] | None:
+        """The present scene `[height, width, 3]`; `None` where the environment was not made to render."""
+        if getattr(self.env, "render_mode", None) != "rgb_array":
+            return None
+        picture: NDArray[np.uint8] | None = self.env.render()
+        return picture
+
+    def _check(self, card: ModelCard) -> None:
+        space, actions = self.env.observation_space, self.env.action_space
+        shape = getattr(space, "shape", None)
+        if shape is None or int(np.prod(shape)) != self._row.observed:
+            raise ValueError(
+                f"{self.name}: observes {space}; {card.version} wants {self._row.observed} numbers "
+                f"({', '.join(card.observation.names[:4])}, ...): name the environment that it was trained in"
+            )
+        dims = 1 if getattr(actions, "n", 0) else int(np.prod(actions.shape))
+        if dims != self._action.dims:
+            raise ValueError(
+                f"{self.name}: takes actions {actions}; {card.version} acts in {self._action.dims} dimensions"
+            )
+
+
+def simulation_of(card: ModelCard, name: str = DEFAULT_ENVIRONMENT, arguments: str = "{}") -> Simulation:
+    """The environment `name` (an id, `module:id` or `module:callable`), made with JSON `arguments`, for `card`."""
+    return Simulation(make_env(name, arguments), card)
