@@ -15,6 +15,7 @@ from stable_baselines3 import SAC
 
 from carla_policy_tools.client import request_body
 from carla_policy_tools.paths import PROJECT
+from tests.commands import run_here
 from tests.scraping import wait_until_counted
 from tests.servers import COMMAND, ServeProcess
 from tests.test_export_sb3 import OFF_POLICY, ON_POLICY, expected_controls, fresh_observations, train
@@ -143,21 +144,23 @@ def test_interventions_and_strange_observations_are_counted_by_version(server: S
 def test_mistyped_commands_say_what_to_do(trained: dict[str, Any], tmp_path: Path) -> None:
     root, model = trained["root"], trained["root"] / SAC_VERSION / "model.zip"
     artifacts = ("--artifacts", tmp_path / "artifacts")
-    assert "trained with VecNormalize" in run("export", "sb3", model, "--env", ENV, *artifacts, status=1)
+    assert "trained with VecNormalize" in run_here("export", "sb3", model, "--env", ENV, *artifacts, status=1)
     given = ("export", "sb3", model, "--vecnormalize", root / SAC_VERSION / "statistics.pkl", *artifacts)
-    assert "name an --env to drive in, or --observations" in run(*given, status=1)
-    assert "no_such_module: cannot be imported" in run(*given, "--env", "no_such_module:Env", status=1)
-    assert "NoSuchEnv" in run(*given, "--env", "NoSuchEnv-v0", status=1)
-    assert "expected a JSON object" in run(*given, "--env", ENV, "--env-arguments", "bounds=2", status=1)
-    assert "one of torchscript, onnx, pt2" in run(*given, "--env", ENV, "--runtime", "tensorrt", status=2)
-    assert "expected a JSON object" in run(*given, "--env", ENV, "--env-arguments", "[1]", status=1)
-    assert "TypeError" in run(*given, "--env", ENV, "--env-arguments", '{"wheels": 4}', status=1)
+    assert "name an --env to drive in, or --observations" in run_here(*given, status=1)
+    assert "no_such_module: cannot be imported" in run_here(*given, "--env", "no_such_module:Env", status=1)
+    assert "NoSuchEnv" in run_here(*given, "--env", "NoSuchEnv-v0", status=1)
+    assert "expected a JSON object" in run_here(*given, "--env", ENV, "--env-arguments", "bounds=2", status=1)
+    assert "one of torchscript, onnx, pt2" in run_here(*given, "--env", ENV, "--runtime", "tensorrt", status=2)
+    assert "expected a JSON object" in run_here(*given, "--env", ENV, "--env-arguments", "[1]", status=1)
+    assert "TypeError" in run_here(*given, "--env", ENV, "--env-arguments", '{"wheels": 4}', status=1)
     (tmp_path / "table.yaml").write_text("- {throttle: 2.0, brake: 0.0, steer: 0.0}\n")
-    assert "row 0.throttle: Input should be" in run(*given, "--env", ENV, "--table", tmp_path / "table.yaml", status=1)
+    assert "row 0.throttle: Input should be" in run_here(
+        *given, "--env", ENV, "--table", tmp_path / "table.yaml", status=1
+    )
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    assert "plain arrays" in run(*given, "--observations", tmp_path / "bad.npz", status=1)
+    assert "plain arrays" in run_here(*given, "--observations", tmp_path / "bad.npz", status=1)
     (tmp_path / "card.yaml").write_text("safty: {}\n")
-    assert "card.yaml: safty: not a key of a model card" in run(
+    assert "card.yaml: safty: not a key of a model card" in run_here(
         *given, "--env", ENV, "--card", tmp_path / "card.yaml", status=1
     )
     assert not (tmp_path / "artifacts").exists() or not list((tmp_path / "artifacts").iterdir())

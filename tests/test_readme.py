@@ -14,6 +14,7 @@ import requests
 from carla_policy import errors
 from carla_policy_tools.cli import VERBS
 from carla_policy_tools.paths import ARTIFACTS, CONFIG, PROJECT, archive_name
+from tests.commands import run_here
 from tests.servers import COMMAND, ServeProcess
 
 README = (PROJECT / "README.md").read_text()
@@ -58,7 +59,7 @@ def test_commands_of_the_readme_exist() -> None:
     verbs = set(re.findall(r"`carla-policy (\w+)", README))
     assert verbs == {verb.__name__ for verb in VERBS} | {"export", "config", "mlflow"}
     for verb in verbs:
-        subprocess.run([*COMMAND, verb, "--help"], capture_output=True, timeout=60, check=True)
+        assert "Example" in run_here(verb, "--help") or verb in ("export", "config", "mlflow")
 
 
 def test_error_table_is_the_code_s() -> None:

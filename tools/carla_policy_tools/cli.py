@@ -59,11 +59,16 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
-        err.print(f"error: {reason}", markup=False)
-        sys.exit(1)
+        sys.exit(report(error))
+
+
+def report(error: Exception) -> int:
+    """Tell a person what went wrong, and the status to exit with; a mistake in this program is raised again."""
+    reason = _reason(error)
+    if reason is None:
+        raise error
+    err.print(f"error: {reason}", markup=False)
+    return 1
 
 
 def _reason(error: Exception) -> str | None:
