@@ -19,6 +19,7 @@ from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
 from carla_policy_tools.cli import VERBS
 from carla_policy_tools.paths import archive_name
+from tests.commands import run_here
 from tests.conftest import SHIPPED
 from tests.servers import COMMAND, ServeProcess
 from tests.synthetic import make_artifact
@@ -247,10 +248,9 @@ def test_predict_without_a_server_says_so(store: Path) -> None:
 
 @pytest.mark.parametrize("verb", [verb.__name__ for verb in VERBS])
 def test_help_has_an_example(verb: str) -> None:
-    result = run(verb, "--help")
-    assert result.returncode == 0
-    assert "Example" in result.stdout
-    assert f"carla-policy {verb}" in result.stdout
+    text = run_here(verb, "--help")
+    assert "Example" in text
+    assert f"carla-policy {verb}" in text
 
 
 def test_build_and_verify_as_json(tmp_path: Path) -> None:
