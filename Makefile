@@ -14,24 +14,27 @@ COMPILE := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_VENV)/bin/uv pip compile --q
 	--no-emit-package torch --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup trainers build rebuild cache serve proxy monitoring monitor test bench drills check image-test image fix lock dist notes clean
+.PHONY: help setup trainers simulator build rebuild cache serve proxy monitoring monitor test bench drills check image-test image fix lock dist notes clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-$(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml
+$(VENV)/serve.stamp: requirements/serve.txt setup.cfg pyproject.toml client/setup.cfg
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/serve.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/serve.txt -e client -e .
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e '.[onnx,sb3,train,bench,mlflow,tracing,test,check]'
+$(VENV)/dev.stamp: $(VENV)/serve.stamp requirements/dev.txt environment/setup.cfg
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt -e environment -e '.[onnx,sb3,train,drive,bench,mlflow,tracing,test,check]'
 	touch $@
 
 setup: $(VENV)/serve.stamp  ## Create .venv with what serving needs
 
 trainers: $(VENV)/serve.stamp  ## Add what exporting policies needs: stable-baselines3, ONNX, Gymnasium, highway-env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[onnx,sb3,train]'
+
+simulator: $(VENV)/serve.stamp  ## Add what driving needs: Gymnasium, highway-env, the environment service, drawing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e environment -e '.[drive,train]'
 
 build: setup  ## Build and verify an archive of each artifact
 	$(BIN)/carla-policy build $(ARTIFACTS)
@@ -99,16 +102,18 @@ lock:  ## Resolve the locked requirements again
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(COMPILE) -o requirements/serve.txt setup.cfg
-	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra bench --extra mlflow --extra tracing --extra test --extra check setup.cfg
+	$(COMPILE) -o requirements/dev.txt -c requirements/serve.txt --extra onnx --extra sb3 --extra train --extra drive --extra bench --extra mlflow --extra tracing --extra test --extra check setup.cfg environment/setup.cfg
 	rm -rf $(LOCK_VENV)
 
-dist: setup  ## Make a source distribution and a wheel in dist/
+dist: setup  ## Make source distributions and wheels of the server's, the client's and the environment's in dist/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2'
-	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(BIN)/python -m build --outdir dist .
+	@for part in . client environment; do \
+		SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(BIN)/python -m build --outdir dist $$part || exit 1; \
+	done
 
 notes: setup  ## Print what the changelog says of a release, `make notes VERSION=0.1.0`
 	@$(BIN)/python -m carla_policy_tools.changelog "$(VERSION)"
 
 clean:  ## Remove what can be made again
-	rm -rf $(VENV) build *.egg-info handler/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) build *.egg-info */*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		model_store/*.mar model_store/*.mar.sig model_store/registry.json*
