@@ -65,7 +65,7 @@ test: $(VENV)/dev.stamp  ## Run every test
 	-$(BIN)/python -m benchmarks.bench.wrk  # without it one test of the benchmark is skipped
 	-$(BIN)/python -m tests.kubectl  # without it the tests of Kubernetes are skipped
 	-$(BIN)/python -m carla_policy_tools.monitoring.programs  # without it the tests of alerts and dashboards are skipped
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 $(VENV)/bench.stamp: $(VENV)/serve.stamp requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[onnx,bench]'

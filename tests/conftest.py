@@ -33,8 +33,16 @@ settings.load_profile("untimed")
 for variable in (DEPLOYMENT_VARIABLE, *(variable for name in NAMES for variable in variables_of(name))):
     os.environ.pop(variable, None)
 
+LONGEST = ("test_drills", "test_versions", "test_containers", "test_bench_run", "test_policy_contract", "test_examples")
+"""Modules of minutes: they begin first, so that at the end none of them keeps one process busy while the others idle."""
 PATIENCE_S = 60
 SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first, in this order; `--no-loadscope-reorder` keeps it."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_border_rays_see_the_edges_of_the_road() -> None:
 def test_vehicle_ray_sees_the_vehicle_ahead() -> None:
     env = DrivingEnv()
     env.reset(seed=0)
-    ego = env._vehicle
+    ego = env.vehicle
     other = next(vehicle for vehicle in ego.road.vehicles if vehicle is not ego)
     other.position, other.heading, other.speed = ego.position + np.array([15.0, 0.0]), ego.heading, 4.0
     observation = env._observe()
