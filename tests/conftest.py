@@ -34,7 +34,7 @@ for variable in (DEPLOYMENT_VARIABLE, *(variable for name in NAMES for variable 
     os.environ.pop(variable, None)
 
 LONGEST = ("test_drills", "test_versions", "test_containers", "test_bench_run", "test_policy_contract", "test_examples")
-"""Modules of minutes: they begin first, so that at the end none of them keeps one process busy while the others idle."""
+"""Modules of minutes: they begin first, so that at the end none of them keeps one process busy while others idle."""
 PATIENCE_S = 60
 SHIPPED = sorted(path.name for path in ARTIFACTS.glob("v*"))
 
