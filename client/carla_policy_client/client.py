@@ -16,6 +16,7 @@ from carla_policy_client.http11 import Response
 from carla_policy_client.link import Link
 from carla_policy_client.misses import BUSY, REFUSED, Miss
 from carla_policy_client.observations import AnyObservation
+from carla_policy_client.reporting import Reporter
 from carla_policy_client.statistics import Statistics
 
 
@@ -44,6 +45,7 @@ class PolicyClient:
         self._driver = Driver(url, version, deadline_s, fallback, vehicle_id, token, model, failures_to_open)
         self._dialler = Dialler(self._driver.address, ssl_context)
         self._turn = threading.Lock()
+        self._reporter = Reporter(self._dialler.dial, self._driver.counts)
         self._link = Link(self._dialler.dial, self._probe, self._driver.breaker)
 
     def act(self, observation: AnyObservation, deterministic: bool = True, seed: int | None = None) -> Action:
@@ -72,20 +74,39 @@ class PolicyClient:
             connects=self._link.connects,
             circuit=driver.breaker.state,
             circuit_opened=driver.breaker.opened,
-            episodes_reported=0,
-            episodes_dropped=0,
         )
 
-    def close(self) -> None:
-        """End the connection; `act` falls back from now on."""
+    def start_episode(self, episode_id: str | None = None) -> str:
+        """Begin an episode: a recurrent policy forgets, `Hold` and `Decay` too; returns the episode's id.
+
+        In a canary all steps of an episode get the same version.
+        """
+        return self._driver.start_episode(episode_id)
+
+    def end_episode(self, total_return: float, length: int) -> bool:
+        """Report an episode's undiscounted return and its steps, in the background; whether that will be tried.
+
+        An episode that no version drove, or more than one, is not reported: nobody knows whose return it is.
+        """
+        report = self._driver.end_episode(total_return, length)
+        return report is not None and self._reporter.put(report)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End the connection, after waiting so long at most for reports; `act` falls back from now on."""
         self._driver.is_closed = True
         self._link.close()
+        self._reporter.close(timeout_s)
 
     def __enter__(self) -> PolicyClient:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def vehicle_id(self) -> str:
+        """As whom the server knows this vehicle; one is made up where none is given."""
+        return self._driver.vehicle_id
 
     def _act(self, observed: list[Any], is_fleet: bool, deterministic: bool, seed: int | None) -> list[Action]:
         driver = self._driver

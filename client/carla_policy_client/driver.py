@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 import uuid
 from dataclasses import replace
@@ -19,10 +20,14 @@ from carla_policy_client.fallbacks import Fallback, as_fallback
 from carla_policy_client.http11 import Response
 from carla_policy_client.memory import Memory
 from carla_policy_client.misses import CIRCUIT_OPEN, CLOSED, LATE, OBSERVATION, REFUSED, Hangup, Miss
+from carla_policy_client.observations import finite
+from carla_policy_client.reporting import Report
 from carla_policy_client.statistics import Counts
 
 MAX_DEADLINE_S = 60.0
 SEEDS = 2**64
+MAX_RETURN, MAX_LENGTH = 1e9, 1_000_000_000
+"""What the server takes of an episode."""
 _INVALID_STATE = "422 INVALID_STATE"
 _SERVER_SHARE = 0.9
 """Of what is left of the deadline: the rest is for the answer's way back."""
@@ -57,10 +62,12 @@ class Driver:
         self.address = address.parse(url, version, model)
         self.deadline_s = _number("deadline_s", deadline_s, MAX_DEADLINE_S)
         self.vehicle_id = address.identifier("vehicle_id", vehicle_id or f"vehicle-{uuid.uuid4().hex[:12]}")
-        self.breaker = Breaker(_count("failures_to_open", failures_to_open))
+        if _integer("failures_to_open", failures_to_open) < 1:
+            raise ValueError(f"failures_to_open: expected 1 or more, got {failures_to_open}")
+        self.breaker = Breaker(failures_to_open)
         self.counts = Counts()
         self.episode_id: str | None = None
-        self.episode_versions: set[str] = set()
+        self._episode_versions: set[str] = set()
         self.is_closed = False
         self._version = version
         self._fallback = as_fallback(fallback)
@@ -99,10 +106,10 @@ class Driver:
         started = time.monotonic()
         if not isinstance(deterministic, bool):
             raise TypeError(f"deterministic: expected a bool, got {deterministic!r:.40}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed: expected an int, got {seed!r:.40}")
-        if seed is not None and not 0 <= seed < SEEDS:
-            raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+        if seed is not None:
+            seed = _integer("seed", seed)
+            if not 0 <= seed < SEEDS:
+                raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
         asked = Asked(rows, deterministic, seed, self._version, self._next_id())
         memory = self._fleet if is_fleet else self._vehicle
         return Step(asked, memory, started, started + self.deadline_s)
@@ -181,7 +188,7 @@ class Driver:
         ]
         step.memory.keep(actions, answer.state, now)
         if step.memory in (self._vehicle, self._fleet):
-            self.episode_versions.add(answer.version)
+            self._episode_versions.add(answer.version)
         return self._done(step, actions, None)
 
     def fall_back(self, step: Step, miss: Miss) -> list[Action]:
@@ -228,15 +235,22 @@ class Driver:
 
     def start_episode(self, episode_id: str | None) -> str:
         named = address.identifier("episode_id", episode_id or uuid.uuid4().hex)
-        self._vehicle, self._fleet, self.episode_versions = Memory(), Memory(), set()
+        self._vehicle, self._fleet, self._episode_versions = Memory(), Memory(), set()
         self.episode_id = named
         return named
 
-    def end_episode(self) -> str | None:
-        """The version that drove the episode, `None` if there was none or more than one."""
-        versions, self.episode_versions = self.episode_versions, set()
-        self._vehicle, self._fleet, self.episode_id = Memory(), Memory(), None
-        return versions.pop() if len(versions) == 1 else None
+    def end_episode(self, total_return: float, length: int) -> Report | None:
+        """What is to be reported, `None` if no version drove the episode, or more than one."""
+        if not -MAX_RETURN <= finite("total_return", total_return) <= MAX_RETURN:
+            raise ValueError(f"total_return: expected at most {MAX_RETURN:g}, got {total_return!r}")
+        if not 1 <= _integer("length", length) <= MAX_LENGTH:
+            raise ValueError(f"length: expected 1 to {MAX_LENGTH} steps, got {length}")
+        versions, headers = self._episode_versions, self.headers()
+        self._vehicle, self._fleet, self._episode_versions = Memory(), Memory(), set()
+        self.episode_id = None
+        if len(versions) != 1:
+            return None
+        return Report(self.address.episodes_path(versions.pop()), headers, float(total_return), int(length))
 
     def _next_id(self) -> str:
         return f"{self.vehicle_id}:{self._run}:{next(self._numbers)}"
@@ -264,9 +278,11 @@ def _number(name: str, value: Any, high: float) -> float:
     return float(value)
 
 
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r:.40}")
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {value}")
-    return value
+def _integer(name: str, value: Any) -> int:
+    """Numpy's integers are integers, too."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {value!r:.40}") from None

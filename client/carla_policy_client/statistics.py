@@ -64,6 +64,8 @@ class Counts:
         self._slowest_s = 0.0
         self.retries = 0
         self.state_losses = 0
+        self.episodes_reported = 0
+        self.episodes_dropped = 0
 
     def step(self, actions: Sequence[Action], miss: Miss | None = None) -> None:
         """Count a step, whose actions have one source."""
@@ -96,6 +98,8 @@ class Counts:
                 slowest_s=self._slowest_s,
                 retries=self.retries,
                 state_losses=self.state_losses,
+                episodes_reported=self.episodes_reported,
+                episodes_dropped=self.episodes_dropped,
                 **others,
             )
 
