@@ -5,6 +5,7 @@ answer is a `fallback`: an `Action`, `Hold` or `Decay`.
 """
 
 from carla_policy_client.actions import Action
+from carla_policy_client.aio import AsyncPolicyClient
 from carla_policy_client.client import PolicyClient
 from carla_policy_client.fallbacks import Decay, Fallback, Hold
 from carla_policy_client.misses import REASONS
@@ -12,4 +13,14 @@ from carla_policy_client.observations import Observation
 from carla_policy_client.statistics import Statistics
 
 __version__ = "0.1.0"
-__all__ = ["REASONS", "Action", "Decay", "Fallback", "Hold", "Observation", "PolicyClient", "Statistics"]
+__all__ = [
+    "REASONS",
+    "Action",
+    "AsyncPolicyClient",
+    "Decay",
+    "Fallback",
+    "Hold",
+    "Observation",
+    "PolicyClient",
+    "Statistics",
+]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import ssl
 import threading
 import time
+import weakref
 from typing import Any, Sequence
 
 from carla_policy_client.actions import FULL_BRAKE, Action
+from carla_policy_client.answers import Answer
 from carla_policy_client.connection import Connection
 from carla_policy_client.dialling import Dialler
 from carla_policy_client.driver import Driver, Step
@@ -25,7 +29,8 @@ class PolicyClient:
 
     Thread-safe: steps of several threads take turns, and one that gets no turn within its deadline falls back with
     the reason `busy`. `TypeError` or `ValueError` for arguments that cannot be used; `act` raises them for
-    `deterministic` and `seed` alone.
+    `deterministic` and `seed` alone. After `os.fork` the child's first step makes a connection of its own, and counts
+    from zero.
     """
 
     def __init__(
@@ -42,11 +47,22 @@ class PolicyClient:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """`version` `None` asks whichever is promoted. After `failures_to_open` in a row the circuit opens."""
-        self._driver = Driver(url, version, deadline_s, fallback, vehicle_id, token, model, failures_to_open)
-        self._dialler = Dialler(self._driver.address, ssl_context)
+        self._new_driver = functools.partial(
+            Driver, url, version, deadline_s, fallback, vehicle_id, token, model, failures_to_open
+        )
+        self._ssl_context = ssl_context
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._turn = threading.Lock()
-        self._reporter = Reporter(self._dialler.dial, self._driver.counts)
-        self._link = Link(self._dialler.dial, self._probe, self._driver.breaker)
+        self._driver = self._new_driver()
+        dialler = Dialler(self._driver.address, self._ssl_context)
+        self._reporter = Reporter(dialler.dial, self._driver.counts)
+        self._link = Link(dialler.dial, functools.partial(_probe, self._driver), self._driver.breaker)
+        # Threads know the link and the reporter, but not the client: one that is forgotten ends them.
+        weakref.finalize(self, self._link.close)
+        weakref.finalize(self, self._reporter.finish)
 
     def act(self, observation: AnyObservation, deterministic: bool = True, seed: int | None = None) -> Action:
         """The action for `observation`: the policy's if it comes in time, else the fallback's, or a human's."""
@@ -69,12 +85,8 @@ class PolicyClient:
 
     @property
     def statistics(self) -> Statistics:
-        driver = self._driver
-        return driver.counts.snapshot(
-            connects=self._link.connects,
-            circuit=driver.breaker.state,
-            circuit_opened=driver.breaker.opened,
-        )
+        """What has been counted so far."""
+        return self._driver.statistics(self._link.connects)
 
     def start_episode(self, episode_id: str | None = None) -> str:
         """Begin an episode: a recurrent policy forgets, `Hold` and `Decay` too; returns the episode's id.
@@ -109,6 +121,9 @@ class PolicyClient:
         return self._driver.vehicle_id
 
     def _act(self, observed: list[Any], is_fleet: bool, deterministic: bool, seed: int | None) -> list[Action]:
+        if os.getpid() != self._process and not self._driver.is_closed:
+            self._link.abandon()
+            self._begin()
         driver = self._driver
         step = driver.begin(len(observed), is_fleet, deterministic, seed)
         overridden = driver.overridden(step)
@@ -127,7 +142,7 @@ class PolicyClient:
         finally:
             self._turn.release()
 
-    def _exchange(self, step: Step) -> Any:
+    def _exchange(self, step: Step) -> Answer:
         while True:
             connection = self._link.take(step.due)
             was_used = connection.exchanges > 0
@@ -149,12 +164,14 @@ class PolicyClient:
             self._link.drop(connection)
         return response
 
-    def _probe(self, connection: Connection) -> None:
-        step = self._driver.probing()
-        if step is not None:
-            response = connection.exchange(self._driver.request(step), step.asked.max_body_bytes, step.due)
-            try:
-                self._driver.read(step, response)
-            except Miss as miss:
-                if miss.reason != REFUSED:
-                    raise
+
+def _probe(driver: Driver, connection: Connection) -> None:
+    step = driver.probing()
+    if step is None:
+        return
+    try:
+        request = driver.request(step)
+        driver.read(step, connection.exchange(request, step.asked.max_body_bytes, step.due))
+    except Miss as miss:
+        if miss.reason != REFUSED:
+            raise

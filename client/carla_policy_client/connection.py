@@ -16,7 +16,7 @@ from carla_policy_client.waiting import wait
 
 _PIECE = 65536
 _AGAIN = (BlockingIOError, InterruptedError)
-_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+QUICKACK = getattr(socket, "TCPQUICKACK", None)
 _Result = TypeVar("_Result")
 
 
@@ -47,10 +47,10 @@ class Connection:
             while reader.response is None:
                 data = self._perform(lambda: self._socket.recv(_PIECE), False, due)
                 if not data:
-                    raise _ended(reader, "the server ended the connection")
+                    raise ended(reader, "the server ended the connection")
                 reader.feed(data)
         except OSError as error:
-            raise _ended(reader, f"the connection failed: {error.strerror or error}") from None
+            raise ended(reader, f"the connection failed: {error.strerror or error}") from None
         self.exchanges += 1
         return reader.response
 
@@ -67,9 +67,9 @@ class Connection:
         while sent < len(request):
             rest = memoryview(request)[sent:]
             sent += self._perform(lambda: self._socket.send(rest), True, due)  # noqa: B023
-        if _QUICKACK is not None:
+        if QUICKACK is not None:
             # A server that writes head and body apart would wait 40 ms for the acknowledgement of the head.
-            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+            self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
 
     def _perform(self, action: Callable[[], _Result], writes: bool, due: float) -> _Result:
         while True:
@@ -85,5 +85,6 @@ class Connection:
                 raise Miss(LATE, "no whole answer before the deadline")
 
 
-def _ended(reader: ResponseReader, words: str) -> Miss:
+def ended(reader: ResponseReader, words: str) -> Miss:
+    """A connection that has ended, before the answer did."""
     return Miss(DISCONNECTED, words + ", in the middle of its answer") if reader.has_begun else Hangup(words)

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import time
 import uuid
 from dataclasses import replace
 from typing import Any, Sequence
 
-from carla_policy_client import address, answers, http11, observations
+from carla_policy_client import address, answers, checking, http11, observations
 from carla_policy_client.actions import FALLBACK, FULL_BRAKE, OVERRIDE, POLICY, Action
 from carla_policy_client.answers import Answer, Asked
 from carla_policy_client.breaker import Breaker
@@ -22,10 +21,8 @@ from carla_policy_client.memory import Memory
 from carla_policy_client.misses import CIRCUIT_OPEN, CLOSED, LATE, OBSERVATION, REFUSED, Hangup, Miss
 from carla_policy_client.observations import finite
 from carla_policy_client.reporting import Report
-from carla_policy_client.statistics import Counts
+from carla_policy_client.statistics import Counts, Statistics
 
-MAX_DEADLINE_S = 60.0
-SEEDS = 2**64
 MAX_RETURN, MAX_LENGTH = 1e9, 1_000_000_000
 """What the server takes of an episode."""
 _INVALID_STATE = "422 INVALID_STATE"
@@ -60,11 +57,9 @@ class Driver:
         failures_to_open: int,
     ) -> None:
         self.address = address.parse(url, version, model)
-        self.deadline_s = _number("deadline_s", deadline_s, MAX_DEADLINE_S)
+        self.deadline_s = checking.deadline("deadline_s", deadline_s)
         self.vehicle_id = address.identifier("vehicle_id", vehicle_id or f"vehicle-{uuid.uuid4().hex[:12]}")
-        if _integer("failures_to_open", failures_to_open) < 1:
-            raise ValueError(f"failures_to_open: expected 1 or more, got {failures_to_open}")
-        self.breaker = Breaker(failures_to_open)
+        self.breaker = Breaker(checking.integer("failures_to_open", failures_to_open, 1, 1_000_000))
         self.counts = Counts()
         self.episode_id: str | None = None
         self._episode_versions: set[str] = set()
@@ -104,13 +99,7 @@ class Driver:
     def begin(self, rows: int, is_fleet: bool, deterministic: bool, seed: int | None) -> Step:
         """Raises `TypeError` or `ValueError` for options that are none."""
         started = time.monotonic()
-        if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic: expected a bool, got {deterministic!r:.40}")
-        if seed is not None:
-            seed = _integer("seed", seed)
-            if not 0 <= seed < SEEDS:
-                raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-        asked = Asked(rows, deterministic, seed, self._version, self._next_id())
+        asked = Asked(rows, *checking.options(deterministic, seed), self._version, self._next_id())
         memory = self._fleet if is_fleet else self._vehicle
         return Step(asked, memory, started, started + self.deadline_s)
 
@@ -231,6 +220,10 @@ class Driver:
         step.documents = latest.documents
         return step
 
+    def statistics(self, connects: int) -> Statistics:
+        breaker = self.breaker
+        return self.counts.snapshot(connects=connects, circuit=breaker.state, circuit_opened=breaker.opened)
+
     # An episode.
 
     def start_episode(self, episode_id: str | None) -> str:
@@ -243,14 +236,13 @@ class Driver:
         """What is to be reported, `None` if no version drove the episode, or more than one."""
         if not -MAX_RETURN <= finite("total_return", total_return) <= MAX_RETURN:
             raise ValueError(f"total_return: expected at most {MAX_RETURN:g}, got {total_return!r}")
-        if not 1 <= _integer("length", length) <= MAX_LENGTH:
-            raise ValueError(f"length: expected 1 to {MAX_LENGTH} steps, got {length}")
+        length = checking.integer("length", length, 1, MAX_LENGTH)
         versions, headers = self._episode_versions, self.headers()
         self._vehicle, self._fleet, self._episode_versions = Memory(), Memory(), set()
         self.episode_id = None
         if len(versions) != 1:
             return None
-        return Report(self.address.episodes_path(versions.pop()), headers, float(total_return), int(length))
+        return Report(self.address.episodes_path(versions.pop()), headers, float(total_return), length)
 
     def _next_id(self) -> str:
         return f"{self.vehicle_id}:{self._run}:{next(self._numbers)}"
@@ -268,21 +260,3 @@ class Driver:
             return taken_over
         self.counts.step(actions, miss)
         return actions
-
-
-def _number(name: str, value: Any, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number of seconds, got {value!r:.40}")
-    if not 0.0 < value <= high:
-        raise ValueError(f"{name}: expected seconds above 0 and up to {high:g}, got {value!r}")
-    return float(value)
-
-
-def _integer(name: str, value: Any) -> int:
-    """Numpy's integers are integers, too."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {value!r:.40}") from None

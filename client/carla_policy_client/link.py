@@ -17,6 +17,7 @@ from carla_policy_client.misses import DISCONNECTED, Miss
 from carla_policy_client.waiting import pause
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+NOT_YET = "no connection yet"
 
 
 class Link:
@@ -31,7 +32,7 @@ class Link:
         self._idle: Connection | None = None
         self._is_wanted = True
         self._is_closed = False
-        self._why = "not connected yet"
+        self._why = NOT_YET
         self._retry_at = 0.0
         self.connects = 0
         """Connections made so far."""
@@ -85,6 +86,12 @@ class Link:
         if connection is not None:
             connection.close()
 
+    def abandon(self) -> None:
+        """In a process that was forked: the connection and the thread are the parent's; locks may be anybody's."""
+        connection, self._idle = self._idle, None
+        if connection is not None:
+            connection.close()
+
     def _want(self) -> None:
         self._is_wanted = True
         self._changed.notify_all()
@@ -96,7 +103,7 @@ class Link:
                 self._attempt()
                 pause_s = FIRST_PAUSE_S
             except Exception as error:  # a name may also be beyond what Unicode's rules for names allow
-                self._why = f"no connection: {getattr(error, 'strerror', None) or error}"
+                self._why = reason(error)
                 self._retry_at = max(self._retry_at, time.monotonic() + pause_s * random.uniform(0.8, 1.2))
                 pause_s = min(2.0 * pause_s, LONGEST_PAUSE_S)
 
@@ -126,3 +133,8 @@ class Link:
                 self._idle, self._is_wanted = connection, False
         if not is_kept:
             connection.close()
+
+
+def reason(error: Exception) -> str:
+    """Why there is no connection, in words."""
+    return f"no connection: {getattr(error, 'strerror', None) or error}"

@@ -58,11 +58,15 @@ class Reporter:
             self._changed.notify_all()
         return True
 
-    def close(self, timeout_s: float) -> None:
-        """Wait for what is still to be sent, but not longer than that."""
+    def finish(self) -> None:
+        """Take no more, send what is there, and end."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for what is still to be sent, but not longer than that."""
+        self.finish()
         if self._thread is not None:
             self._thread.join(timeout_s)
         with self._changed:
