@@ -15,7 +15,7 @@ from carla_policy_client.dialling import Dialler
 from carla_policy_client.driver import Driver, Step
 from carla_policy_client.fallbacks import Fallback
 from carla_policy_client.http11 import Response
-from carla_policy_client.misses import BUSY, REFUSED, Miss
+from carla_policy_client.misses import BUSY, REFUSED, Miss, as_miss
 from carla_policy_client.observations import AnyObservation
 from carla_policy_client.reporting import Reporter
 from carla_policy_client.statistics import Statistics
@@ -110,7 +110,10 @@ class AsyncPolicyClient:
             turn = await self._take_turn(step.due)
             driver.admit(step, observed)
             return driver.accept(step, await self._exchange(step))
-        except Miss as miss:
+        except asyncio.CancelledError:  # an Exception in Python 3.7
+            raise
+        except Exception as error:
+            miss = as_miss(error)
             if driver.note(miss):
                 self._link.probe(miss.retry_after_s)
             return driver.fall_back(step, miss)

@@ -87,6 +87,8 @@ class AsyncLink:
             await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
             try:
                 is_kept = await self._attempt()
+            except asyncio.CancelledError:  # an Exception in Python 3.7
+                raise
             except Exception as error:  # as in Link: whatever a name or an address may raise
                 self._why = reason(error)
                 self._retry_at = max(self._retry_at, time.monotonic() + pause_s * random.uniform(0.8, 1.2))

@@ -138,7 +138,7 @@ def _parse(response: Response) -> dict[str, Any]:
             response.body.decode("utf-8"), parse_constant=_no_number, parse_int=_short_int, object_pairs_hook=_unique
         )
     except (ValueError, RecursionError) as error:
-        raise _invalid(f"no JSON: {error:.100}") from None
+        raise _invalid(f"no JSON: {str(error)[:100]}") from None
     if not isinstance(content, dict):
         raise _invalid(f"no JSON object: {content!r:.40}")
     return content

@@ -18,7 +18,7 @@ from carla_policy_client.driver import Driver, Step
 from carla_policy_client.fallbacks import Fallback
 from carla_policy_client.http11 import Response
 from carla_policy_client.link import Link
-from carla_policy_client.misses import BUSY, REFUSED, Miss
+from carla_policy_client.misses import BUSY, REFUSED, Miss, as_miss
 from carla_policy_client.observations import AnyObservation
 from carla_policy_client.reporting import Reporter
 from carla_policy_client.statistics import Statistics
@@ -135,7 +135,8 @@ class PolicyClient:
             driver.admit(step, observed)
             answer = self._exchange(step)
             return driver.accept(step, answer)
-        except Miss as miss:
+        except Exception as error:
+            miss = as_miss(error)
             if driver.note(miss):
                 self._link.probe(miss.retry_after_s)
             return driver.fall_back(step, miss)

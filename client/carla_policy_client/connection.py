@@ -16,7 +16,7 @@ from carla_policy_client.waiting import wait
 
 _PIECE = 65536
 _AGAIN = (BlockingIOError, InterruptedError)
-QUICKACK = getattr(socket, "TCPQUICKACK", None)
+QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _Result = TypeVar("_Result")
 
 

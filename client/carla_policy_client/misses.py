@@ -20,7 +20,9 @@ OBSERVATION = "observation"
 """The observation has no finite numbers where they are needed; nothing was sent."""
 CLOSED = "closed"
 """The client has been closed."""
-REASONS = (LATE, DISCONNECTED, REFUSED, UNAVAILABLE, INVALID, CIRCUIT_OPEN, BUSY, OBSERVATION, CLOSED)
+INTERNAL = "internal"
+"""The client itself failed: a bug, which the message names."""
+REASONS = (LATE, DISCONNECTED, REFUSED, UNAVAILABLE, INVALID, CIRCUIT_OPEN, BUSY, OBSERVATION, CLOSED, INTERNAL)
 
 _SERVER_S = frozenset([LATE, DISCONNECTED, UNAVAILABLE, INVALID])
 
@@ -39,6 +41,11 @@ class Miss(Exception):
     def is_the_server_s(self) -> bool:
         """Whether it speaks for opening the circuit."""
         return self.reason in _SERVER_S
+
+
+def as_miss(error: Exception) -> Miss:
+    """`error` itself if it is a miss: whatever else goes wrong, the vehicle needs an action."""
+    return error if isinstance(error, Miss) else Miss(INTERNAL, f"{type(error).__name__}: {error}")
 
 
 class Hangup(Miss):
