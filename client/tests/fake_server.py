@@ -56,8 +56,8 @@ def response(request, content, status="200 OK", **headers):
         "Content-Length": str(len(body)),
     }
     fields.update({name.replace("_", "-"): value for name, value in headers.items()})
-    lines = ["%s: %s" % item for item in fields.items() if item[1] is not None]
-    return ("HTTP/1.1 %s\r\n" % status).encode() + "\r\n".join(lines + ["", ""]).encode() + body
+    lines = ["{}: {}".format(*item) for item in fields.items() if item[1] is not None]
+    return (f"HTTP/1.1 {status}\r\n").encode() + "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def error(kind, message="because", **headers):
@@ -66,7 +66,7 @@ def error(kind, message="because", **headers):
 
     def behave(sock, request):
         content = {"code": int(status), "type": name, "message": message, "details": [], "requestId": "1"}
-        sock.sendall(response(request, content, "%s Error" % status, connection="close", **headers))
+        sock.sendall(response(request, content, f"{status} Error", connection="close", **headers))
         return False
 
     return behave
@@ -123,8 +123,8 @@ class FakeServer:
 
     @property
     def url(self):
-        host = "[%s]" % self._host if ":" in self._host else self._host
-        return "%s://%s:%d" % ("https" if self._context else "http", host, self.port)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._context else 'http'}://{host}:{self.port}"
 
     def __enter__(self):
         return self
@@ -188,5 +188,5 @@ def until(condition, patience_s=10.0):
     end = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError("it did not come to that in %g s" % patience_s)
+            raise AssertionError(f"it did not come to that in {patience_s:g} s")
         time.sleep(0.002)

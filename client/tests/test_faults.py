@@ -8,7 +8,6 @@ import unittest
 from unittest import mock
 
 from carla_policy_client import Action
-
 from tests.clients import IMPATIENT_S, KINDS, PATIENT_S
 from tests.fake_server import (
     FakeServer,
@@ -211,13 +210,13 @@ class ALateAnswer(unittest.TestCase):
 class ABugOfTheClient(unittest.TestCase):
     def test_is_a_fallback_too(self):
         for kind in KINDS:
-            with self.subTest(client=kind.__name__), FakeServer() as server:
-                with kind(server.url, deadline_s=PATIENT_S) as client:
-                    with mock.patch("carla_policy_client.answers.read", side_effect=ZeroDivisionError("of sensors")):
-                        taken = client.act([10.0, 0.0])
-                    self.assertEqual((taken.reason, taken.message), ("internal", "ZeroDivisionError: of sensors"))
-                    self.assertEqual(taken.brake, 1.0)
-                    drive_until_well(self, client)
+            broken = mock.patch("carla_policy_client.answers.read", side_effect=ZeroDivisionError("of sensors"))
+            with FakeServer() as server, kind(server.url, deadline_s=PATIENT_S) as client:
+                with broken:
+                    taken = client.act([10.0, 0.0])
+                self.assertEqual((taken.reason, taken.message), ("internal", "ZeroDivisionError: of sensors"))
+                self.assertEqual(taken.brake, 1.0)
+                drive_until_well(self, client)
 
 
 def drive_until_well(test, client):
@@ -227,7 +226,7 @@ def drive_until_well(test, client):
         if taken.source == "policy":
             return test.assertEqual(taken.throttle, number / 2 / 100)
         time.sleep(0.005)
-    raise AssertionError("the policy does not drive again: %s" % taken.message)
+    raise AssertionError(f"the policy does not drive again: {taken.message}")
 
 
 if __name__ == "__main__":
