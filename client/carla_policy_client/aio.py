@@ -125,7 +125,7 @@ class AsyncPolicyClient:
         while self._turn is not None and not self._turn.done():
             left = due - time.monotonic()
             if left <= 0.0:
-                raise Miss(BUSY, "another task's step took all of the deadline")
+                raise Miss(BUSY, "another step took all of the deadline")
             await asyncio.wait([self._turn], timeout=left)
         self._turn = asyncio.get_event_loop().create_future()
         return self._turn

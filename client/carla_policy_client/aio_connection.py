@@ -10,6 +10,7 @@ from typing import Any
 from carla_policy_client.connection import QUICKACK, ended
 from carla_policy_client.http11 import Response, ResponseReader
 from carla_policy_client.misses import LATE, Miss
+from carla_policy_client.waiting import is_ready
 
 
 class AsyncConnection(asyncio.Protocol):
@@ -22,8 +23,11 @@ class AsyncConnection(asyncio.Protocol):
         self._answer: asyncio.Future[Response] | None = None
         self._is_over = False
 
-    def is_usable(self) -> bool:
+    async def is_usable(self) -> bool:
         """Whether the idle connection is still there, with nothing in it that nobody asked for."""
+        if is_ready(self._transport.get_extra_info("socket"), False):
+            for _ in range(2):  # the loop sees what has come in its next round, and reads it in that after
+                await asyncio.sleep(0)
         return not self._is_over and not self._transport.is_closing()
 
     async def exchange(self, request: bytes, max_body_bytes: int, due: float) -> Response:

@@ -36,7 +36,7 @@ class AsyncLink:
         while True:
             connection, self._idle = self._idle, None
             if connection is not None:
-                if connection.is_usable():
+                if await connection.is_usable():
                     return connection
                 connection.close()
             self.want()

@@ -130,7 +130,7 @@ class PolicyClient:
         if overridden is not None:
             return overridden
         if not self._turn.acquire(timeout=step.due - time.monotonic()):
-            return driver.fall_back(step, Miss(BUSY, "another thread's step took all of the deadline"))
+            return driver.fall_back(step, Miss(BUSY, "another step took all of the deadline"))
         try:
             driver.admit(step, observed)
             answer = self._exchange(step)

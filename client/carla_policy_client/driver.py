@@ -18,7 +18,7 @@ from carla_policy_client.breaker import Breaker
 from carla_policy_client.fallbacks import Fallback, as_fallback
 from carla_policy_client.http11 import Response
 from carla_policy_client.memory import Memory
-from carla_policy_client.misses import CIRCUIT_OPEN, CLOSED, LATE, OBSERVATION, REFUSED, Hangup, Miss
+from carla_policy_client.misses import BUSY, CIRCUIT_OPEN, CLOSED, LATE, OBSERVATION, REFUSED, Hangup, Miss
 from carla_policy_client.observations import finite
 from carla_policy_client.reporting import Report
 from carla_policy_client.statistics import Counts, Statistics
@@ -105,6 +105,8 @@ class Driver:
 
     def admit(self, step: Step, observed: Sequence[Any]) -> None:
         """Take what was observed; raises `Miss` if nothing is to be sent."""
+        if time.monotonic() >= step.due:
+            raise Miss(BUSY, "another step took all of the deadline")
         if self.is_closed:
             raise Miss(CLOSED, "the client has been closed")
         try:

@@ -155,10 +155,12 @@ class _Chunks:
 
     def _read_end(self, buffer: bytearray) -> bool:
         line = _line(buffer)
+        if line is None:
+            return False
         if line:
             raise _invalid("a chunk that is longer than it says")
         self._step = self._read_size
-        return line is not None
+        return True
 
     def _read_trailer(self, buffer: bytearray) -> bool:
         line = _line(buffer)

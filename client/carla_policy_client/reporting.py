@@ -50,6 +50,7 @@ class Reporter:
         """Whether it will be sent: not if too many are waiting already."""
         with self._changed:
             if self._is_closed or len(self._waiting) >= MAX_WAITING:
+                self._counts.episodes_dropped += 1
                 return False
             self._waiting.append(report)
             if self._thread is None:

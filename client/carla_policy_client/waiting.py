@@ -18,7 +18,7 @@ def wait(sock: socket.socket, for_write: bool, due: float) -> bool:
         left = due - time.monotonic()
         if left <= 0.0:
             return False
-        if _is_ready(sock, for_write, left):
+        if is_ready(sock, for_write, left):
             return True
 
 
@@ -29,18 +29,21 @@ def pause(until: float) -> None:
 
 if hasattr(select, "poll"):
 
-    def _is_ready(sock: socket.socket, for_write: bool, left: float) -> bool:
+    def is_ready(sock: socket.socket, for_write: bool, left_s: float = 0.0) -> bool:
+        """Whether `sock` can be read (or written), or has failed, within a time."""
         poller = select.poll()
         poller.register(sock, select.POLLOUT if for_write else select.POLLIN)
-        milliseconds = int(left * 1e3)
+        milliseconds = int(left_s * 1e3)
         if poller.poll(milliseconds):
             return True
-        if not milliseconds:  # poll() knows no parts of a millisecond
-            time.sleep(left)
+        if milliseconds or not left_s:
+            return False
+        time.sleep(left_s)  # poll() knows no parts of a millisecond
         return bool(poller.poll(0))
 
 else:  # Windows
 
-    def _is_ready(sock: socket.socket, for_write: bool, left: float) -> bool:
+    def is_ready(sock: socket.socket, for_write: bool, left_s: float = 0.0) -> bool:
+        """Whether `sock` can be read (or written), or has failed, within a time."""
         readers, writers = ([], [sock]) if for_write else ([sock], [])
-        return any(select.select(readers, writers, writers, left))
+        return any(select.select(readers, writers, writers, left_s))

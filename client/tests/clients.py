@@ -13,8 +13,8 @@ class OnALoop:
     """An `AsyncPolicyClient` and a loop of its own, which runs while somebody waits."""
 
     def __init__(self, *arguments, **options):
-        self._loop = asyncio.new_event_loop()
         self._client = AsyncPolicyClient(*arguments, **options)
+        self._loop = asyncio.new_event_loop()
 
     def act(self, *arguments, **options):
         return self._loop.run_until_complete(self._client.act(*arguments, **options))
@@ -22,8 +22,8 @@ class OnALoop:
     def act_many(self, *arguments, **options):
         return self._loop.run_until_complete(self._client.act_many(*arguments, **options))
 
-    def close(self):
-        self._loop.run_until_complete(self._client.close())
+    def close(self, timeout_s=1.0):
+        self._loop.run_until_complete(self._client.close(timeout_s))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 

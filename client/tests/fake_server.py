@@ -106,12 +106,12 @@ def silent(_, __):
 class FakeServer:
     """`behave(sock, request)` answers each request; a connection ends when it returns False."""
 
-    def __init__(self, behave=well, host="127.0.0.1", context=None):
+    def __init__(self, behave=well, host="127.0.0.1", context=None, port=0):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._host = host
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((host, 0))
+        self._listener.bind((host, port))
         self._listener.listen(50)
         self._context = context
         self._sockets = []
