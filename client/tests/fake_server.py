@@ -169,6 +169,18 @@ class FakeServer:
             pass
 
 
+class Held(FakeServer):
+    """Answers once `release` is set."""
+
+    def __init__(self):
+        self.release = threading.Event()
+        super().__init__(self._behave)
+
+    def _behave(self, sock, request):
+        self.release.wait(60.0)
+        well(sock, request)
+
+
 def _read(stream):
     line = stream.readline().decode().strip()
     if not line:
@@ -183,7 +195,7 @@ def _read(stream):
     return Request(line, headers, stream.read(int(headers["content-length"])))
 
 
-def until(condition, patience_s=10.0):
+def until(condition, patience_s=60.0):
     """Wait for `condition` to be true."""
     end = time.monotonic() + patience_s
     while not condition():

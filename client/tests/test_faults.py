@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 
 from carla_policy_client import Action
-from tests.clients import IMPATIENT_S, KINDS, PATIENT_S
+from tests.clients import IMPATIENT_S, KINDS, PATIENT_S, SLACK_S, connected_step
 from tests.fake_server import (
     FakeServer,
     action,
@@ -23,22 +23,20 @@ from tests.fake_server import (
     well,
 )
 
-SLACK_S = 1.0
-"""Of a busy machine's scheduling; a server that is waited for beyond the deadline takes longer."""
 MANY = 10 * 2**20
 
 
 def drip(sock, request):
     for byte in response(request, policy(request)):
         sock.sendall(bytes([byte]))
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 def drip_headers(sock, _):
     sock.sendall(b"HTTP/1.1 200 OK\r\n")
     for number in range(1000):
         sock.sendall(b"x-%d: y\r\n" % number)
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 def endless_chunks(sock, _):
@@ -176,13 +174,12 @@ class EveryFault(unittest.TestCase):
         deadline_s = IMPATIENT_S if reason == "late" else PATIENT_S
         safe = Action(brake=0.75, steer=0.25)
         with kind(server.url, deadline_s=deadline_s, fallback=safe) as client:
-            began = time.monotonic()
-            taken = client.act([10.0, 0.0, 1.0])
-            self.assertLess(time.monotonic() - began, IMPATIENT_S + SLACK_S)
+            taken = connected_step(client, [10.0, 0.0, 1.0])
+            self.assertLess(taken.latency_s, IMPATIENT_S + SLACK_S)
             self.assertEqual((taken.source, taken.reason), ("fallback", reason), taken.message)
             self.assertIn(said.lower(), taken.message.lower())
             self.assertEqual(taken.controls(), safe.controls())
-            self.assertEqual(client.statistics.by_reason[reason], 1)
+            self.assertGreaterEqual(client.statistics.by_reason[reason], 1)
             server.behave = well
             drive_until_well(self, client)
 
@@ -202,7 +199,7 @@ class ALateAnswer(unittest.TestCase):
 
                 server.behave = answer_late
                 with kind(server.url, deadline_s=IMPATIENT_S) as client:
-                    self.assertEqual(client.act([10.0, 0.0]).reason, "late")
+                    self.assertEqual(connected_step(client, [10.0, 0.0]).reason, "late")
                     for _ in range(3):
                         drive_until_well(self, client)
 
@@ -221,7 +218,10 @@ class ABugOfTheClient(unittest.TestCase):
 
 def drive_until_well(test, client):
     """Until the policy answers, and then with what belongs to that very observation."""
-    for number in range(1, 101):
+    end = time.monotonic() + PATIENT_S
+    number = 0
+    while time.monotonic() < end:
+        number = number % 100 + 1
         taken = client.act([number / 2, 0.0])
         if taken.source == "policy":
             return test.assertEqual(taken.throttle, number / 2 / 100)
