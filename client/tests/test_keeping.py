@@ -113,7 +113,7 @@ class AServerThatIsAway(unittest.TestCase):
         own = Dialler.resolve
 
         def resolve(dialler):
-            resolved.wait(PATIENT_S)
+            resolved.wait(3 * PATIENT_S)
             return own(dialler)
 
         for kind in KINDS:
