@@ -56,7 +56,7 @@ def space_to_json(space: Space, loc: Location = ()) -> dict[str, Any]:
         counts = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
         return kind | counts | {"dtype": np.dtype(space.dtype).name}
     if isinstance(space, spaces.MultiBinary):
-        return kind | {"shape": list(space.shape)}
+        return kind | {"n": list(space.shape) if isinstance(space.n, Sequence) else int(space.n)}
     if isinstance(space, spaces.Text):
         return kind | {"min_length": space.min_length, "max_length": space.max_length, "characters": space.characters}
     if isinstance(space, spaces.Dict):
@@ -86,7 +86,7 @@ def space_from_json(content: Mapping[str, Any]) -> Space:
             nvec, start = (np.array(content[name], dtype) for name in ("nvec", "start"))
             return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
         if kind == "MultiBinary":
-            return spaces.MultiBinary(content["shape"])
+            return spaces.MultiBinary(content["n"])
         if kind == "Text":
             return spaces.Text(content["max_length"], min_length=content["min_length"], charset=content["characters"])
         if kind == "Dict":
@@ -136,8 +136,8 @@ def out_of_bounds(space: Space, value: Any, loc: Location = ()) -> Iterator[Inva
             bounds = f"{space.low[at].item()} to {space.high[at].item()}"
             yield InvalidValue((*loc, *at), f"expected {bounds}, got {value[at].item()}")
     elif isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        low = space.start if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape, np.int64)
-        high = low + (space.nvec if isinstance(space, spaces.MultiDiscrete) else 2) - 1
+        low: Any = space.start if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape, np.int64)
+        high: Any = low + (space.nvec if isinstance(space, spaces.MultiDiscrete) else 2) - 1
         for index in np.argwhere((value < low) | (value > high)):
             at = tuple(int(part) for part in index)
             yield InvalidValue((*loc, *at), f"expected {low[at].item()} to {high[at].item()}, got {value[at].item()}")
@@ -149,8 +149,8 @@ def out_of_bounds(space: Space, value: Any, loc: Location = ()) -> Iterator[Inva
         for key, part in space.spaces.items():
             yield from out_of_bounds(part, value[key], (*loc, key))
     elif isinstance(space, spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            yield from out_of_bounds(part, value[index], (*loc, index))
+        for position, part in enumerate(space.spaces):
+            yield from out_of_bounds(part, value[position], (*loc, position))
     elif not space.contains(value):
         yield InvalidValue(loc, f"{value!r} is not in {space}")
 

@@ -37,6 +37,8 @@ class Simulator(ABC):
     action_space: gymnasium.Space[Any]
     step_s: float | None = None
     """Simulated seconds that one call of `step` takes, where that is known."""
+    renders: bool = False
+    """Whether `render` has images."""
     restores: tuple[str, ...] = ()
     """What `restore` brings back, in words."""
     loses: tuple[str, ...] = ()

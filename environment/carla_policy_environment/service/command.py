@@ -1,0 +1,77 @@
+"""The options of a service on the command line, and what it prints when it is ready."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from carla_policy_environment.service.episodes import EnvironmentService
+from carla_policy_environment.service.server import serve
+from carla_policy_environment.service.settings import ServiceSettings
+from carla_policy_environment.simulators.base import Simulator
+from carla_policy_environment.simulators.gymnasium_simulator import GymnasiumSimulator
+from carla_policy_environment.simulators.making import EnvironmentNotMade, make_environment
+
+DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
+
+
+def gymnasium_maker(target: str, arguments_json: str) -> Callable[[], Simulator]:
+    """What makes the simulator of `target`; `ValueError` if the arguments are no JSON object."""
+    try:
+        arguments = json.loads(arguments_json)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--env-arguments: expected a JSON object: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--env-arguments: expected a JSON object, got {arguments_json}")
+    return lambda: GymnasiumSimulator(lambda: make_environment(target, arguments), target)
+
+
+def announcement(url: str, service: EnvironmentService) -> dict[str, Any]:
+    """What a service says when it is ready."""
+    simulator = service.simulator
+    return {"url": url, "simulator": simulator.name, "environment": simulator.environment, "pid": os.getpid()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM: 0; 1 with a one-line reason if that cannot be."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = ServiceSettings(
+            max_steps=options.max_steps,
+            frame_skip=options.frame_skip,
+            time_limit_s=options.time_limit_s,
+            snapshot_limit=options.snapshot_limit,
+        )
+
+        def ready(url: str, service: EnvironmentService) -> None:
+            said = announcement(url, service)
+            text = json.dumps(said) if options.json else f"{said['environment']} is served at {url}; Ctrl-C ends it"
+            print(text, flush=True)
+
+        maker = gymnasium_maker(options.env, options.env_arguments)
+        serve(maker, settings, host=options.host, port=options.port, ready=ready)
+    except (OSError, ValueError, EnvironmentNotMade) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m carla_policy_environment.service", description=__doc__)
+    parser.add_argument("--simulator", choices=["gymnasium"], default="gymnasium")
+    parser.add_argument(
+        "--env", default=DEFAULT_ENVIRONMENT, help="module:callable, file.py:callable, or a Gymnasium id"
+    )
+    parser.add_argument("--env-arguments", default="{}", help="a JSON object for what makes the environment")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8090, help="0 takes a free one")
+    parser.add_argument("--max-steps", type=int, help="episodes are truncated after so many; else by the environment")
+    parser.add_argument("--frame-skip", type=int, default=1, help="steps of the simulator for one of the service")
+    parser.add_argument("--time-limit-s", type=float, default=60.0, help="seconds that a step or reset may take")
+    parser.add_argument("--snapshot-limit", type=int, default=64, help="snapshots that are kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object when ready")
+    return parser
