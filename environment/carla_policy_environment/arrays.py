@@ -38,7 +38,7 @@ def is_explicit(content: Any) -> bool:
 def array_from_json(content: Mapping[str, Any]) -> NDArray[Any]:
     """The array that `array_to_json` made `content` of; `ValueError` says what is wrong with it."""
     dtype, shape, data = content["dtype"], content["shape"], content["data"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(sorted(DTYPES))}, got {dtype!r}")
     sizes_are_right = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
     if not sizes_are_right or len(shape) > MAX_DIMENSIONS:

@@ -57,12 +57,12 @@ def _object(mapping: Mapping[Any, Any], loc: Location, left_out: list[str]) -> d
 def _value(value: Any, loc: Location, left_out: list[str]) -> Any:
     if len(loc) > MAX_DEPTH:
         raise _LeftOut
-    if isinstance(value, np.generic):
-        value = value.item() if value.dtype.name != "longdouble" else value
+    if isinstance(value, np.generic) and value.dtype.kind in "biufU" and value.dtype.name != "longdouble":
+        value = value.item()
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # an enumeration of texts says its name otherwise
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -106,7 +106,7 @@ def value_to_json(space: Space, value: Any, loc: Location = ()) -> Any:
     if isinstance(space, ARRAY_SPACES):
         array = np.asarray(value)
         _check_array(array, space, loc, any_dtype=True)
-        listed = array.size <= MAX_LISTED and array.dtype == space.dtype
+        listed = 0 < array.size <= MAX_LISTED and array.dtype == space.dtype
         return array.tolist() if listed else array_to_json(array)
     if isinstance(space, spaces.Discrete):
         if isinstance(value, np.ndarray | np.integer) and value.ndim == 0 and value.dtype.kind in "iu":
@@ -124,7 +124,9 @@ def value_from_json(space: Space, content: Any, loc: Location = (), *, any_dtype
     if isinstance(space, ARRAY_SPACES):
         return _array_from_json(space, content, loc, any_dtype=any_dtype)
     if isinstance(space, spaces.Discrete):
-        return np.dtype(space.dtype).type(_whole_number(content, loc))
+        number, dtype = _whole_number(content, loc), np.dtype(space.dtype)
+        _check_fits(np.array(number), dtype, loc)
+        return dtype.type(number)
     return _parts(space, content, loc, lambda *part: value_from_json(*part, any_dtype=any_dtype))
 
 
@@ -193,9 +195,7 @@ def _array_from_json(space: Space, content: Any, loc: Location, *, any_dtype: bo
         raise InvalidValue(loc, f"expected numbers of {dtype}, got {_short(content)}")
     _check_shape(array, space, loc)
     if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        for index in np.argwhere((array < limits.min) | (array > limits.max)):
-            raise InvalidValue((*loc, *map(int, index)), f"does not fit into {dtype}")
+        _check_fits(array, dtype, loc)
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
     _check_finite(converted, loc)
@@ -228,6 +228,12 @@ def _check_shape(array: NDArray[Any], space: Space, loc: Location) -> None:
         raise InvalidValue(loc, f"expected shape {list(space.shape or ())}, got {list(array.shape)}")
 
 
+def _check_fits(array: NDArray[Any], dtype: np.dtype[Any], loc: Location) -> None:
+    limits = np.iinfo(dtype)
+    for index in np.argwhere((array < limits.min) | (array > limits.max)):
+        raise InvalidValue((*loc, *map(int, index)), f"does not fit into {dtype}")
+
+
 def _check_finite(array: NDArray[Any], loc: Location) -> None:
     finite = np.isfinite(array)
     if not finite.all():
@@ -250,7 +256,7 @@ def _bound_to_json(bound: NDArray[Any]) -> Any:
     """One number if all are equal, else nested lists, with infinity as text; the explicit form if there are many."""
     if bound.size and (bound == bound.flat[0]).all():
         return _number_to_json(bound.flat[0])
-    if bound.size > MAX_LISTED:
+    if not 0 < bound.size <= MAX_LISTED:
         return array_to_json(bound)
     numbers = np.array([_number_to_json(number) for number in bound.flat], object)
     return numbers.reshape(bound.shape).tolist()

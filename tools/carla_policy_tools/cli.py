@@ -19,6 +19,7 @@ from carla_policy_tools import (
     signing_commands,
 )
 from carla_policy_tools.console import err
+from carla_policy_tools.environment_commands import app as environment_app
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
 from carla_policy_tools.mlflow_adapter.commands import app as mlflow_app
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(export_app, name="export")
 app.add_typer(settings_commands.app, name="config")
 app.add_typer(mlflow_app, name="mlflow")
+app.add_typer(environment_app, name="env")
 for verb in VERBS:
     if verb is benchmark_commands.drill:
         app.command(context_settings=benchmark_commands.DRILL_SETTINGS, add_help_option=False)(verb)

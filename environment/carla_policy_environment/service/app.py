@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Response, WebSocket, WebSocketDisconnect
+from fastapi import Body, FastAPI, Header, Response, WebSocket, WebSocketDisconnect
 
 from carla_policy_environment import __version__
 from carla_policy_environment.service import errors, models
 from carla_policy_environment.service.body_limit import BodyLimit
 from carla_policy_environment.service.episodes import EnvironmentService
+from carla_policy_environment.service.errors import dumps, json_response
 
 SessionHeader = Annotated[
     str | None, Header(alias="x-session-id", max_length=64, description="Needed while a session is open.")
 ]
+ResetBody = Annotated[models.ResetRequest, Body(default_factory=models.ResetRequest)]
+SnapshotBody = Annotated[models.SnapshotRequest, Body(default_factory=models.SnapshotRequest)]
+SessionBody = Annotated[models.SessionRequest, Body(default_factory=models.SessionRequest)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
     409: {"model": models.Error, "description": "Does not fit the present episode, session or snapshots."},
     413: {"model": models.Error, "description": "The body is too large."},
@@ -44,37 +48,32 @@ def make_app(service: EnvironmentService) -> FastAPI:
     return app
 
 
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
 def _add_state(app: FastAPI, service: EnvironmentService) -> None:
     @app.get("/health", response_model=models.Health, responses={503: {"model": models.Health}})
-    async def health(response: Response) -> dict[str, Any]:
+    async def health() -> Response:
         """Whether the simulator works: 200, or 503 with the reason."""
         content = service.health()
-        response.status_code = 503 if content["reason"] else 200
-        return content
+        return json_response(dumps(content), 503 if content["reason"] else 200)
 
     @app.get("/info", response_model=models.Info)
-    async def info() -> dict[str, Any]:
+    async def info() -> Response:
         """The simulator's spaces and what it can do."""
-        return service.info()
+        return json_response(dumps(service.info()))
 
     @app.post("/reset", response_model=models.Observed)
-    async def reset(request: models.ResetRequest, x_session_id: SessionHeader = None) -> Response:
+    async def reset(request: ResetBody, x_session_id: SessionHeader = None) -> Response:
         """Begin an episode."""
-        return _json(await service.reset(request.seed, request.options, x_session_id))
+        return json_response(await service.reset(request.seed, request.options, x_session_id))
 
     @app.post("/step", response_model=models.Stepped)
     async def step(request: models.StepRequest, x_session_id: SessionHeader = None) -> Response:
         """Go one step on."""
-        return _json(await service.step(request.action, request.episode_id, request.step, x_session_id))
+        return json_response(await service.step(request.action, request.episode_id, request.step, x_session_id))
 
     @app.get("/observation", response_model=models.Observed)
-    async def observation() -> dict[str, Any]:
+    async def observation() -> Response:
         """What the last reset, step or restore answered with."""
-        return service.observation()
+        return json_response(dumps(service.observation()))
 
     @app.get("/render", response_class=Response, responses={**PNG, **UNKNOWN})
     async def render() -> Response:
@@ -88,19 +87,19 @@ def _add_snapshots(app: FastAPI, service: EnvironmentService) -> None:
     }
 
     @app.post("/snapshot/create", response_model=models.SnapshotTaken, responses=unsupported)
-    async def create(request: models.SnapshotRequest, x_session_id: SessionHeader = None) -> dict[str, Any]:
+    async def create(request: SnapshotBody, x_session_id: SessionHeader = None) -> Response:
         """Keep the present state."""
-        return await service.create_snapshot(request.name, x_session_id)
+        return json_response(dumps(await service.create_snapshot(request.name, x_session_id)))
 
     @app.post("/snapshot/restore", response_model=models.Restored, responses=unsupported | UNKNOWN)
     async def restore(request: models.RestoreRequest, x_session_id: SessionHeader = None) -> Response:
         """Go back to a snapshot, any number of times; its episode and step count go on."""
-        return _json(await service.restore_snapshot(request.snapshot_id, x_session_id))
+        return json_response(await service.restore_snapshot(request.snapshot_id, x_session_id))
 
     @app.get("/snapshot/list", response_model=models.SnapshotList)
-    async def listed() -> dict[str, Any]:
+    async def listed() -> Response:
         """All snapshots, oldest first."""
-        return service.list_snapshots()
+        return json_response(dumps(service.list_snapshots()))
 
     @app.delete("/snapshot/{snapshot_id}", status_code=204, responses=UNKNOWN)
     async def delete(snapshot_id: str, x_session_id: SessionHeader = None) -> None:
@@ -112,19 +111,19 @@ def _add_sessions(app: FastAPI, service: EnvironmentService) -> None:
     sessions = service.sessions
 
     @app.post("/session", response_model=models.SessionEntry)
-    async def begin(request: models.SessionRequest) -> dict[str, Any]:
+    async def begin(request: SessionBody) -> Response:
         """Take the service for exclusive use."""
-        return sessions.entry(sessions.begin(request.name, request.idle_timeout_s))
+        return json_response(dumps(sessions.entry(sessions.begin(request.name, request.idle_timeout_s))))
 
     @app.get("/session", response_model=models.SessionList)
-    async def listed() -> dict[str, Any]:
+    async def listed() -> Response:
         """The open session, if there is one."""
-        return {"sessions": [sessions.entry(sessions.open)] if sessions.open else []}
+        return json_response(dumps({"sessions": [sessions.entry(sessions.open)] if sessions.open else []}))
 
     @app.get("/session/{session_id}", response_model=models.SessionEntry, responses=UNKNOWN)
-    async def shown(session_id: str) -> dict[str, Any]:
+    async def shown(session_id: str) -> Response:
         """The session, as long as it is open."""
-        return sessions.entry(sessions.get(session_id))
+        return json_response(dumps(sessions.entry(sessions.get(session_id))))
 
     @app.delete("/session/{session_id}", status_code=204, responses=UNKNOWN)
     async def end(session_id: str) -> None:
@@ -132,14 +131,14 @@ def _add_sessions(app: FastAPI, service: EnvironmentService) -> None:
         sessions.end(session_id)
 
     @app.post("/session/{session_id}/reset", response_model=models.Observed)
-    async def reset(session_id: str, request: models.ResetRequest) -> Response:
+    async def reset(session_id: str, request: ResetBody) -> Response:
         """As /reset, with the session in the path."""
-        return _json(await service.reset(request.seed, request.options, session_id))
+        return json_response(await service.reset(request.seed, request.options, session_id))
 
     @app.post("/session/{session_id}/step", response_model=models.Stepped)
     async def step(session_id: str, request: models.StepRequest) -> Response:
         """As /step, with the session in the path."""
-        return _json(await service.step(request.action, request.episode_id, request.step, session_id))
+        return json_response(await service.step(request.action, request.episode_id, request.step, session_id))
 
 
 def _add_telemetry(app: FastAPI, service: EnvironmentService) -> None:

@@ -12,22 +12,25 @@ from typing import Any
 from carla_policy_environment.service.episodes import EnvironmentService
 from carla_policy_environment.service.server import serve
 from carla_policy_environment.service.settings import ServiceSettings
-from carla_policy_environment.simulators.base import Simulator
+from carla_policy_environment.simulators.base import Simulator, SimulatorError
 from carla_policy_environment.simulators.gymnasium_simulator import GymnasiumSimulator
-from carla_policy_environment.simulators.making import EnvironmentNotMade, make_environment
+from carla_policy_environment.simulators.making import make_environment
 
+SIMULATORS = ("gymnasium",)
 DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 
 
-def gymnasium_maker(target: str, arguments_json: str) -> Callable[[], Simulator]:
-    """What makes the simulator of `target`; `ValueError` if the arguments are no JSON object."""
+def simulator_maker(simulator: str, environment: str, arguments_json: str) -> Callable[[], Simulator]:
+    """What makes the simulator that the options name; `ValueError` names the option that is wrong."""
+    if simulator != "gymnasium":
+        raise ValueError(f"--simulator: expected {' or '.join(SIMULATORS)}, got {simulator}")
     try:
         arguments = json.loads(arguments_json)
     except json.JSONDecodeError as error:
         raise ValueError(f"--env-arguments: expected a JSON object: {error}") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"--env-arguments: expected a JSON object, got {arguments_json}")
-    return lambda: GymnasiumSimulator(lambda: make_environment(target, arguments), target)
+    return lambda: GymnasiumSimulator(lambda: make_environment(environment, arguments), environment)
 
 
 def announcement(url: str, service: EnvironmentService) -> dict[str, Any]:
@@ -36,9 +39,19 @@ def announcement(url: str, service: EnvironmentService) -> dict[str, Any]:
     return {"url": url, "simulator": simulator.name, "environment": simulator.environment, "pid": os.getpid()}
 
 
+def ready_line(said: dict[str, Any]) -> str:
+    """The announcement for people."""
+    return f"{said['environment']} is served at {said['url']}; its interface is at {said['url']}/docs, Ctrl-C ends it"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM: 0; 1 with a one-line reason if that cannot be."""
     options = _parser().parse_args(arguments)
+
+    def ready(url: str, service: EnvironmentService) -> None:
+        said = announcement(url, service)
+        print(json.dumps(said) if options.json else ready_line(said), flush=True)
+
     try:
         settings = ServiceSettings(
             max_steps=options.max_steps,
@@ -46,15 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time_limit_s=options.time_limit_s,
             snapshot_limit=options.snapshot_limit,
         )
-
-        def ready(url: str, service: EnvironmentService) -> None:
-            said = announcement(url, service)
-            text = json.dumps(said) if options.json else f"{said['environment']} is served at {url}; Ctrl-C ends it"
-            print(text, flush=True)
-
-        maker = gymnasium_maker(options.env, options.env_arguments)
+        maker = simulator_maker(options.simulator, options.env, options.env_arguments)
         serve(maker, settings, host=options.host, port=options.port, ready=ready)
-    except (OSError, ValueError, EnvironmentNotMade) as error:
+    except (OSError, ValueError, SimulatorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m carla_policy_environment.service", description=__doc__)
-    parser.add_argument("--simulator", choices=["gymnasium"], default="gymnasium")
+    parser.add_argument("--simulator", choices=SIMULATORS, default="gymnasium")
     parser.add_argument(
         "--env", default=DEFAULT_ENVIRONMENT, help="module:callable, file.py:callable, or a Gymnasium id"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
+import logging
 import math
 import time
 import uuid
@@ -20,7 +20,7 @@ from PIL import Image
 
 from carla_policy_environment import __version__
 from carla_policy_environment.infos import info_to_json
-from carla_policy_environment.service.errors import ServiceError, conflict, invalid_action
+from carla_policy_environment.service.errors import ServiceError, conflict, dumps, invalid_action
 from carla_policy_environment.service.sessions import Sessions, now
 from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.service.simulator_thread import SimulatorThread
@@ -30,6 +30,7 @@ from carla_policy_environment.spaces import InvalidValue, out_of_bounds, space_t
 
 T = TypeVar("T")
 MAX_WAITING = 64
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class EnvironmentService:
                 "limit": settings.snapshot_limit,
             },
             "time_limit_s": settings.time_limit_s,
-            "details": dict(simulator.details),
+            "details": info_to_json(simulator.details)[0],
             "version": __version__,
         }
 
@@ -305,6 +306,7 @@ class EnvironmentService:
             raise ServiceError(501, kind, str(error)) from error
         if must_succeed or isinstance(error, SimulatorError):
             self._failure = f"{name} failed: {kind}: {error}"
+        log.error("%s failed in the simulator", name, exc_info=error)
         code = 503 if isinstance(error, SimulatorError) else 500
         raise ServiceError(code, kind, f"{name} failed in the simulator: {kind}: {error}") from error
 
@@ -361,11 +363,6 @@ class EnvironmentService:
         if snapshot := self._snapshots.get(snapshot_id):
             return snapshot
         raise ServiceError(404, "NotFound", f"no snapshot {snapshot_id}; GET /snapshot/list tells which there are")
-
-
-def dumps(content: Any) -> bytes:
-    """`content` as the text of JSON, without NaN or infinity."""
-    return json.dumps(content, allow_nan=False).encode()
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:

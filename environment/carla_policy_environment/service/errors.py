@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from carla_policy_environment.spaces import InvalidValue
@@ -28,8 +28,18 @@ class ServiceError(Exception):
     def content(self) -> dict[str, Any]:
         return {"code": self.code, "type": self.kind, "message": self.message, "details": self.details}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.content, self.code)
+    def response(self) -> Response:
+        return json_response(dumps(self.content), self.code)
+
+
+def dumps(content: Any) -> bytes:
+    """`content` as the text of JSON, without NaN or infinity."""
+    return json.dumps(content, allow_nan=False).encode()
+
+
+def json_response(encoded: bytes, code: int = 200) -> Response:
+    """An answer that is JSON text already."""
+    return Response(encoded, code, media_type="application/json")
 
 
 def conflict(kind: str, message: str) -> ServiceError:
@@ -50,17 +60,17 @@ def install(app: FastAPI) -> None:
     """Have `app` answer its refusals, and what FastAPI itself refuses, in this form."""
 
     @app.exception_handler(ServiceError)
-    async def refused(_request: Request, error: ServiceError) -> JSONResponse:
+    async def refused(_request: Request, error: ServiceError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
         details = [{"loc": list(one["loc"]), "msg": one["msg"], "type": one["type"]} for one in error.errors()]
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details)
         return ServiceError(422, "InvalidRequest", said, details).response()
 
     @app.exception_handler(HTTPException)
-    async def not_served(request: Request, error: HTTPException) -> JSONResponse:
+    async def not_served(request: Request, error: HTTPException) -> Response:
         kind = "".join(word.capitalize() for word in HTTPStatus(error.status_code).phrase.split())
         message = f"{request.method} {request.url.path}: {error.detail}"
         answer = ServiceError(error.status_code, kind, message).response()
@@ -68,6 +78,6 @@ def install(app: FastAPI) -> None:
         return answer
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
+    async def broken(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return ServiceError(500, type(error).__name__, f"a mistake in the service: {error}").response()

@@ -17,6 +17,8 @@ from carla_policy_environment.simulators.base import Simulator
 KEEP_ALIVE_S = 120
 """How long an idle connection stays open: a learner may think for a while between two steps."""
 SHUTDOWN_S = 5
+CLOSE_S = 10
+"""What the simulator may take to close: CARLA gets its world back as it was."""
 MAX_MESSAGE_BYTES = 1 << 16
 
 
@@ -37,9 +39,9 @@ def serve(
         try:
             signals.are_the_servers = True
             url = _url(host, listener.getsockname()[1])
-            _Server(_configuration(service), lambda: ready(url, service)).run(sockets=[listener])
+            _Server(configuration(service), lambda: ready(url, service)).run(sockets=[listener])
         finally:
-            service.close(SHUTDOWN_S)
+            service.close(CLOSE_S)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -65,7 +67,8 @@ def _url(host: str, port: int) -> str:
     return f"http://{reached}:{port}"
 
 
-def _configuration(service: EnvironmentService) -> uvicorn.Config:
+def configuration(service: EnvironmentService) -> uvicorn.Config:
+    """How uvicorn serves `service`."""
     return uvicorn.Config(
         make_app(service),
         log_level="warning",
