@@ -101,9 +101,7 @@ class Served:
 
     def __enter__(self) -> Served:
         self._thread.start()
-        deadline = time.monotonic() + 30
-        while not self._server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert until(lambda: self._server.started)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,6 +137,14 @@ class Served:
             simulator = self.service.simulator
             assert isinstance(simulator, Scripted)
             assert simulator.entered.wait(30)
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Whether `condition` has come to hold."""
+    deadline = time.monotonic() + 30
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds
 
 
 def _header(headers: dict[str, str]) -> dict[str, str]:

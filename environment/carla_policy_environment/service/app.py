@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Header, Response, WebSocket, WebSocketDisconnect
+from fastapi import Body, FastAPI, Header, Response, WebSocket
 
 from carla_policy_environment import __version__
 from carla_policy_environment.service import errors, models
@@ -165,8 +165,5 @@ async def _send(socket: WebSocket, reader: Any) -> None:
 
 
 async def _until_left(socket: WebSocket) -> None:
-    try:
-        while True:
-            await socket.receive_text()
-    except (WebSocketDisconnect, KeyError):
-        return
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass

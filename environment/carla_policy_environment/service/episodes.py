@@ -97,12 +97,16 @@ class EnvironmentService:
     @property
     def reason(self) -> str | None:
         """Why the service is unhealthy; `None` if it is not."""
+        return self._stuck or self._failure
+
+    @property
+    def _stuck(self) -> str | None:
         limit_s = self.settings.time_limit_s
         if self._running and (running_s := time.monotonic() - self._running[1]) > limit_s:
             return (
                 f"{self._running[0]} has been running for {running_s:.1f} s, longer than the {limit_s:g} s it may take"
             )
-        return self._failure
+        return None
 
     def health(self) -> dict[str, Any]:
         """The answer of /health."""
@@ -267,14 +271,16 @@ class EnvironmentService:
     async def _alone(self, name: str, session_id: str | None, body: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `body` when all requests before it are done; it goes on if the client does not wait for it."""
         limit_s = self.settings.time_limit_s
+        if self._stuck:
+            raise ServiceError(503, "Busy", f"nothing was done: {self._stuck}")
         if self._waiting >= MAX_WAITING:
-            raise ServiceError(503, "Busy", f"{self._waiting} requests are waiting already; nothing was done")
+            raise ServiceError(503, "Busy", f"nothing was done: {self._waiting} requests are waiting already")
         self._waiting += 1
         try:
             await asyncio.wait_for(self._turn.acquire(), limit_s)
         except asyncio.TimeoutError:
-            reason = self.reason or "other requests took all the time"
-            raise ServiceError(503, "Busy", f"waited for {limit_s:g} s, nothing was done: {reason}") from None
+            reason = self._stuck or f"other requests took the {limit_s:g} s for which a request waits"
+            raise ServiceError(503, "Busy", f"nothing was done: {reason}") from None
         finally:
             self._waiting -= 1
         task = asyncio.create_task(self._finish(name, session_id, body))
