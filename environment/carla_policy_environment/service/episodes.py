@@ -103,9 +103,7 @@ class EnvironmentService:
     def _stuck(self) -> str | None:
         limit_s = self.settings.time_limit_s
         if self._running and (running_s := time.monotonic() - self._running[1]) > limit_s:
-            return (
-                f"{self._running[0]} has been running for {running_s:.1f} s, longer than the {limit_s:g} s it may take"
-            )
+            return f"{self._running[0]} has been running for {running_s:.1f} s, and may take {limit_s:g} s"
         return None
 
     def health(self) -> dict[str, Any]:
