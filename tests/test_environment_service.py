@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from gymnasium import spaces
 from PIL import Image
 from websockets.sync.client import connect
 
 from carla_policy_environment.arrays import array_to_json
+from carla_policy_environment.service.episodes import EnvironmentService
 from carla_policy_environment.service.errors import ServiceError
 from carla_policy_environment.service.sessions import Sessions
 from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.service.telemetry import QUEUED, Reader
 from carla_policy_environment.simulators.base import SimulatorError, SnapshotsNotSupported
-from tests.environment_services import OPEN, Scripted, Served, until
+from carla_policy_environment.spaces import UnsupportedSpace
+from tests.environment_services import Scripted, Served, until
 
 LIMIT_S = 1.5
 
@@ -463,5 +466,18 @@ def test_a_simulator_that_cannot_be_made_ends_the_start() -> None:
         raise SimulatorError("no CARLA at 127.0.0.1:2000")
 
     with pytest.raises(SimulatorError, match="no CARLA at"):
-        Served(make)
-    assert OPEN.is_set()
+        EnvironmentService(make)
+
+
+def test_a_simulator_whose_spaces_cannot_be_sent_is_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Event()
+    monkeypatch.setattr(Scripted, "close", lambda _: closed.set())
+
+    def make() -> Scripted:
+        scripted = Scripted()
+        scripted.action_space = spaces.Dict(gear=spaces.Sequence(spaces.Discrete(2)))
+        return scripted
+
+    with pytest.raises(UnsupportedSpace, match=r"^action_space\.gear: Sequence cannot be sent"):
+        EnvironmentService(make)
+    assert closed.is_set()

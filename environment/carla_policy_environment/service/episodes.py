@@ -26,7 +26,14 @@ from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.service.simulator_thread import SimulatorThread
 from carla_policy_environment.service.telemetry import Telemetry
 from carla_policy_environment.simulators.base import Simulator, SimulatorError, SnapshotsNotSupported
-from carla_policy_environment.spaces import InvalidValue, out_of_bounds, space_to_json, value_from_json, value_to_json
+from carla_policy_environment.spaces import (
+    InvalidValue,
+    UnsupportedSpace,
+    out_of_bounds,
+    space_to_json,
+    value_from_json,
+    value_to_json,
+)
 
 T = TypeVar("T")
 MAX_WAITING = 64
@@ -78,10 +85,14 @@ class EnvironmentService:
         self.sessions, self.telemetry = Sessions(), Telemetry()
         self._thread = SimulatorThread(make_simulator)
         self.simulator = self._thread.simulator
-        self._spaces = {
-            "observation_space": space_to_json(self.simulator.observation_space),
-            "action_space": space_to_json(self.simulator.action_space),
-        }
+        try:
+            self._spaces = {
+                "observation_space": space_to_json(self.simulator.observation_space, ("observation_space",)),
+                "action_space": space_to_json(self.simulator.action_space, ("action_space",)),
+            }
+        except UnsupportedSpace:
+            self.close()
+            raise
         self._episode: Episode | None = None
         self._failure: str | None = None
         self._snapshots: dict[str, Snapshot] = {}
@@ -91,8 +102,11 @@ class EnvironmentService:
         self._started = time.monotonic()
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Close the simulator; false if a call of it has not ended within `timeout_s`."""
-        return self._thread.close(timeout_s)
+        """Close the simulator; false, and a warning, if that has not ended within `timeout_s`."""
+        closed = self._thread.close(timeout_s)
+        if not closed:
+            log.warning("%s did not end what it was doing, and was not closed", self.simulator.name)
+        return closed
 
     @property
     def reason(self) -> str | None:
@@ -153,12 +167,15 @@ class EnvironmentService:
 
         async def body() -> bytes:
             self.sessions.check(session_id)
-            self._episode = None
 
             def begin() -> dict[str, Any]:
                 return self._observed(*self.simulator.reset(seed, options))
 
-            observed = await self._call("reset", begin, must_succeed=True)
+            try:
+                observed = await self._call("reset", begin, must_succeed=True)
+            except ServiceError:
+                self._episode = None if self._failure else self._episode
+                raise
             self._failure = None
             self._episode = episode = Episode(uuid.uuid4().hex, 0, observed)
             self._tell("reset", episode)
@@ -283,7 +300,10 @@ class EnvironmentService:
             self._waiting -= 1
         task = asyncio.create_task(self._finish(name, session_id, body))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait({task}, timeout=limit_s)
+        try:
+            await asyncio.wait({task}, timeout=limit_s)
+        except asyncio.CancelledError:  # by the server, which ends and has waited long enough
+            raise ServiceError(503, "Ending", f"the service ends; whether {name} was done is not known") from None
         if task.done():
             return task.result()
         raise ServiceError(

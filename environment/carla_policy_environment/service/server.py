@@ -71,6 +71,7 @@ def configuration(service: EnvironmentService) -> uvicorn.Config:
     """How uvicorn serves `service`."""
     return uvicorn.Config(
         make_app(service),
+        lifespan="off",
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -6,6 +6,7 @@ Simulators block, and some hold to the thread that made them. Here a blocked cal
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -14,7 +15,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from carla_policy_environment.simulators.base import Simulator
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+GIVEN_UP_S = 1.0
 
 
 class Outcome(Generic[T]):
@@ -44,20 +47,34 @@ class SimulatorThread:
 
     def __init__(self, make_simulator: Callable[[], Simulator]) -> None:
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        self._going_on: Future[Outcome[Any]] | None = None
         self._thread = Thread(target=self._serve, name="simulator", daemon=True)
         self._thread.start()
-        self.simulator = self._submit(make_simulator).result().result()
+        made = self._submit(make_simulator).result()
+        if made.error is not None:
+            self._calls.put(None)
+        self.simulator = made.result()
 
     async def call(self, function: Callable[[], T]) -> Outcome[T]:
         """Run `function` in the thread, after all that was asked before."""
         return await asyncio.wrap_future(self._submit(function))
 
     def close(self, timeout_s: float) -> bool:
-        """Close the simulator and end the thread; false if it is still in a call after `timeout_s`."""
-        self._submit(self.simulator.close)
+        """Close the simulator and end the thread; false if that takes longer than `timeout_s`.
+
+        A call that is going on is not waited for as long as that: it has been given up by all others.
+        """
+        going_on = self._going_on
+        closing = self._submit(self.simulator.close)
         self._calls.put(None)
+        if going_on is not None:
+            self._thread.join(GIVEN_UP_S)
+            if self._going_on is going_on:
+                return False
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if closing.done() and (error := closing.result().error):
+            log.error("closing failed", exc_info=error)
+        return closing.done()
 
     def _submit(self, function: Callable[[], T]) -> Future[Outcome[T]]:
         future: Future[Outcome[T]] = Future()
@@ -68,4 +85,6 @@ class SimulatorThread:
         while (call := self._calls.get()) is not None:
             function, future = call
             if future.set_running_or_notify_cancel():
+                self._going_on = future
                 future.set_result(Outcome(function))
+                self._going_on = None
