@@ -80,7 +80,9 @@ def space_from_json(content: Mapping[str, Any]) -> Space:
             low, high = (_bound_from_json(content[end], shape, dtype) for end in ("low", "high"))
             return spaces.Box(low, high, shape=shape, dtype=dtype.type)
         if kind == "Discrete":
-            return spaces.Discrete(content["n"], start=content["start"], dtype=np.dtype(content["dtype"]).type)
+            dtype = np.dtype(content["dtype"])
+            other = {} if dtype == np.int64 else {"dtype": dtype.type}  # Gymnasium before 1.3 knows int64 alone
+            return spaces.Discrete(content["n"], start=content["start"], **other)
         if kind == "MultiDiscrete":
             dtype = np.dtype(content["dtype"])
             nvec, start = (np.array(content[name], dtype) for name in ("nvec", "start"))

@@ -101,7 +101,7 @@ def _add_snapshots(app: FastAPI, service: EnvironmentService) -> None:
         """All snapshots, oldest first."""
         return json_response(dumps(service.list_snapshots()))
 
-    @app.delete("/snapshot/{snapshot_id}", status_code=204, responses=UNKNOWN)
+    @app.delete("/snapshot/{snapshot_id}", status_code=204, response_model=None, responses=UNKNOWN)
     async def delete(snapshot_id: str, x_session_id: SessionHeader = None) -> None:
         """Forget a snapshot."""
         service.delete_snapshot(snapshot_id, x_session_id)
@@ -125,7 +125,7 @@ def _add_sessions(app: FastAPI, service: EnvironmentService) -> None:
         """The session, as long as it is open."""
         return json_response(dumps(sessions.entry(sessions.get(session_id))))
 
-    @app.delete("/session/{session_id}", status_code=204, responses=UNKNOWN)
+    @app.delete("/session/{session_id}", status_code=204, response_model=None, responses=UNKNOWN)
     async def end(session_id: str) -> None:
         """Give the service back."""
         sessions.end(session_id)
