@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import gymnasium
@@ -226,6 +227,21 @@ def test_a_service_announces_itself_and_ends_cleanly(command: tuple[str, ...], n
         process.send_signal(number)
         said = process.communicate(timeout=30)
         assert (process.returncode, said) == (0, (b"", b""))
+
+
+def test_a_signal_ends_a_service_whose_simulator_is_still_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Event()
+
+    def make() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        made.wait(30)
+        raise OSError
+
+    monkeypatch.setattr("carla_policy_environment.service.command.simulator_maker", lambda *_: make)
+    with pytest.raises(SystemExit) as ended:
+        service_main(["--port", "0"])
+    made.set()
+    assert ended.value.code == 0
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
