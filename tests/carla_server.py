@@ -7,6 +7,9 @@ package's own. What is imitated is behaviour that has bitten users of CARLA: an 
 Physics are a point that moves; nothing here says how CARLA's vehicles move.
 """
 
+# The parameters are named as in the client package, also those that mean nothing here.
+# ruff: noqa: A002, ARG002
+
 from __future__ import annotations
 
 import fnmatch
@@ -30,7 +33,7 @@ SETTINGS = (
     "max_substeps",
     "deterministic_ragdolls",
 )
-LIGHT_SIZE, CAR = (2.4, 1.0), "vehicle.tesla.model3"
+CAR = "vehicle.tesla.model3"
 BLUEPRINTS = {
     CAR: {"role_name": "autopilot", "color": "0,0,0", "base_type": "car"},
     "vehicle.audi.tt": {"role_name": "autopilot", "color": "1,1,1", "base_type": "car"},
@@ -68,7 +71,7 @@ class Server:
         self.frame = 100
         self.rng = random.Random(0)
         self.log: list[str] = []
-        self.down = False
+        self.down, self.waits = False, 0
         self.mute: set[str] = set()
         self.skip_frames = False
         self.managers: dict[int, TrafficManager] = {}
@@ -88,6 +91,7 @@ class Server:
     def call(self, what: str) -> None:
         self.log.append(what)
         if self.down:
+            self.waits += 1
             raise RuntimeError(
                 "time-out of 20000ms while waiting for the simulator, make sure it is ready and connected"
             )
@@ -97,6 +101,7 @@ class Server:
         delta_s = self.settings.fixed_delta_seconds or 0.05
         for actor in self.actors.values():
             actor._move(delta_s)
+        for actor in self.actors.values():
             actor._seen = (list(actor._place), tuple(actor._speed), tuple(actor._turning))
         for actor in list(self.actors.values()):
             if isinstance(actor, Sensor) and actor._callback is not None:
@@ -156,10 +161,10 @@ class Client:
         self._server.call(f"get_trafficmanager {port}")
         return self._server.managers.setdefault(port, TrafficManager(self._server, port))
 
-    def start_recorder(self, filename, additional_data=False):
-        self._server.call(f"start_recorder {filename}")
-        self._server.recordings.append(filename)
-        return filename
+    def start_recorder(self, name, additional_data=False):
+        self._server.call(f"start_recorder {name}")
+        self._server.recordings.append(name)
+        return name
 
     def stop_recorder(self):
         self._server.call("stop_recorder")
@@ -242,7 +247,7 @@ class World:
         self._server.call("get_blueprint_library")
         return BlueprintLibrary({name: ActorBlueprint(name, values) for name, values in BLUEPRINTS.items()})
 
-    def try_spawn_actor(self, blueprint, transform, attach_to=None, attachment_type=None, bone=""):
+    def try_spawn_actor(self, blueprint, transform, attach_to=None, attachment_type=None):
         self._server.call(f"try_spawn_actor {blueprint.id}")
         place = _numbers(transform)
         if blueprint.id.startswith(("vehicle.", "walker.")):
@@ -254,7 +259,7 @@ class World:
         self._server.actors[actor.id] = actor
         return actor
 
-    def spawn_actor(self, blueprint, transform, attach_to=None, attachment_type=None, bone=""):
+    def spawn_actor(self, blueprint, transform, attach_to=None, attachment_type=None):
         actor = self.try_spawn_actor(blueprint, transform, attach_to)
         if actor is None:
             raise RuntimeError("Spawn failed because of collision at spawn position")
@@ -365,7 +370,7 @@ class TrafficManager:
     def global_percentage_speed_difference(self, percentage):
         pass
 
-    def set_hybrid_physics_mode(self, enabled=True):
+    def set_hybrid_physics_mode(self, enabled):
         pass
 
     def shut_down(self):

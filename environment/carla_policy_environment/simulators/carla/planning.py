@@ -114,4 +114,4 @@ def _place(waypoint: Any) -> tuple[int, int, int, float]:
 
 
 def _cell(waypoint: Any, spacing_m: float) -> tuple[int, int, int, int]:
-    return (*_place(waypoint)[:3], int(waypoint.s / spacing_m))
+    return (*_place(waypoint)[:3], round(2 * waypoint.s / spacing_m))

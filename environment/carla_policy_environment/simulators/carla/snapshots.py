@@ -166,18 +166,18 @@ def commands(carla: Any, actors: Iterable[tuple[RoadUser, ActorState]]) -> list[
     """The commands that put each actor into its state."""
     made: list[Any] = []
     for user, state in actors:
-        number, command = user.actor.id, carla.command
-        made.append(command.ApplyTransform(number, transform_of(carla, state)))
+        number = user.actor.id
+        made.append(carla.command.ApplyTransform(number, transform_of(carla, state)))
         if user.is_walker:
             direction = carla.Vector3D(*state.control["direction"])
             walking = carla.WalkerControl(direction, state.control["speed"], state.control["jump"])
-            made.append(command.ApplyWalkerControl(number, walking))
+            made.append(carla.command.ApplyWalkerControl(number, walking))
             continue
         made += [
-            command.ApplyTargetVelocity(number, carla.Vector3D(*state.velocity)),
-            command.ApplyTargetAngularVelocity(number, carla.Vector3D(*state.angular_velocity)),
-            command.ApplyVehicleControl(number, carla.VehicleControl(**state.control)),
-            command.SetVehicleLightState(number, carla.VehicleLightState(state.lights)),
+            carla.command.ApplyTargetVelocity(number, carla.Vector3D(*state.velocity)),
+            carla.command.ApplyTargetAngularVelocity(number, carla.Vector3D(*state.angular_velocity)),
+            carla.command.ApplyVehicleControl(number, carla.VehicleControl(**state.control)),
+            carla.command.SetVehicleLightState(number, carla.VehicleLightState(state.lights)),
         ]
     return made
 

@@ -160,7 +160,7 @@ class WorldSession:
         self.client.set_timeout(min(CLOSING_TIMEOUT_S, self.config.timeout_s))
 
     def close(self) -> None:
-        """Leave the world as it was found. Failures are logged; a server that is away is not waited for again."""
+        """Leave the world as it was found: every step of that is tried, and failures are logged."""
         if self._former is None:
             return
         former, self._former = self._former, None
@@ -177,8 +177,6 @@ class WorldSession:
                     action()
             except SimulatorError as error:
                 logger.warning("%s", error)
-                if "time-out" in str(error):
-                    break
 
     def _stop_recording(self) -> None:
         if self._recording:
