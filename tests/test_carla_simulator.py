@@ -9,6 +9,7 @@ What a real server would show beside: vehicle dynamics, rendering, the Traffic M
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from pathlib import Path
@@ -20,9 +21,11 @@ carla = pytest.importorskip("carla", reason="needs CARLA's client package: pip i
 
 from gymnasium.utils.env_checker import data_equivalence
 
-from carla_policy_environment.simulators.base import SimulatorError
-from carla_policy_environment.simulators.carla import CarlaConfig, CarlaSimulator, load_config
+from carla_policy_environment.service.command import CarlaOptions, simulator_maker
+from carla_policy_environment.simulators.base import InvalidOptions, SimulatorError
+from carla_policy_environment.simulators.carla import CarlaConfig, CarlaSimulator, configured, load_config
 from tests.carla_server import Server, Vehicle, Walker
+from tests.environment_services import Served
 
 CAMERA = {"width": 8, "height": 6}
 GO, STOP, RIGHT = (np.array(action, np.float32) for action in ([0, 1, 0], [0, 0, 1], [1, 1, 0]))
@@ -257,8 +260,9 @@ class TestEpisodes:
             {"weather": "Sunny"},
             {"spawn_point": -1},
         ):
-            with pytest.raises(ValueError, match=r"spawn|destination|weather"):
+            with pytest.raises(InvalidOptions, match=r"spawn|destination|weather"):
                 simulator.reset(1, wrong)
+        assert server.of_type("vehicle.*") == [], "no half-begun episode stands in the world"
         simulator.reset(1, {})
 
     def test_occupied_spawn_points_are_passed_over_until_there_is_none(self, server, made):
@@ -438,3 +442,45 @@ class TestTheRacetrackPolicy:
                 assert next(to for start, to in kinds.items() if field.name.startswith(start)) in column
         finally:
             simulator.close()
+
+
+class TestServed:
+    """Over HTTP, as `carla-policy env serve --simulator carla` does."""
+
+    def test_a_drive_with_a_branch_of_it(self, server):
+        config = CarlaConfig.model_validate({"sensors": {"camera": CAMERA}, "traffic": {"vehicles": 1}})
+        with Served(lambda: CarlaSimulator(config, client_factory=server.client)) as served:
+            told = served.get("/info").json()
+            assert told["environment"] == "fork"
+            assert told["action_space"]["low"] == [-1.0, 0.0, 0.0]
+            assert any("gear" in lost for lost in told["snapshots"]["loses"])
+            began = served.post("/reset", {"seed": 4}).json()
+            assert set(began["observation"]) == {"rgb", "vehicle_state", "navigation", "measurements", "policy"}
+            state = served.post("/snapshot/create", {}).json()["snapshot_id"]
+            first = served.post("/step", {"action": [0.0, 1.0, 0.0]}).json()
+            again = served.post("/snapshot/restore", {"snapshot_id": state}).json()
+            assert again["observation"] == began["observation"]
+            assert served.post("/step", {"action": [0.0, 1.0, 0.0]}).json()["reward"] == pytest.approx(first["reward"])
+            assert served.get("/render").headers["content-type"] == "image/png"
+            wrong = served.post("/reset", {"options": {"weather": "Sunny"}})
+            assert (wrong.status_code, wrong.json()["type"]) == (422, "InvalidOptions")
+            assert served.get("/health").status_code == 200
+            assert served.post("/step", {"action": [0.0, 1.0, 0.0]}).status_code == 409
+            served.post("/reset", {"seed": 4})
+            server.down = True
+            assert served.post("/step", {"action": [0.0, 1.0, 0.0]}).status_code == 503
+            assert served.get("/health").status_code == 503
+            server.down = False
+            assert served.post("/reset", {"seed": 4}).status_code == 200
+            assert served.get("/health").status_code == 200
+        assert settings_of(server) == (False, None)
+
+    def test_options_of_the_command_line_are_over_those_of_the_file(self, tmp_path):
+        (tmp_path / "a.json").write_text(json.dumps({"host": "there", "port": 2004, "traffic": {"vehicles": 3}}))
+        config = configured(tmp_path / "a.json", port=2008, traffic_port=8100)
+        assert (config.host, config.port, config.traffic.port, config.traffic.vehicles) == ("there", 2008, 8100, 3)
+        assert configured(None) == CarlaConfig()
+        with pytest.raises(ValueError, match="one of the simulator's own three"):
+            configured(None, port=8000)
+        with pytest.raises(ValueError, match="for --simulator carla"):
+            simulator_maker("gymnasium", "CartPole-v1", "{}", CarlaOptions(port=2000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,11 +21,17 @@ app = typer.Typer(
 
 @app.command()
 def serve(
-    simulator: Annotated[str, typer.Option(help="gymnasium.")] = "gymnasium",
+    simulator: Annotated[str, typer.Option(help="gymnasium or carla.")] = "gymnasium",
     env: Annotated[
         str, typer.Option(help="package.module:callable, file.py:callable, or an id that Gymnasium knows.")
     ] = DEFAULT_ENVIRONMENT,
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}",
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file for CARLA: environment/carla.md.")] = None,
+    carla_host: Annotated[str | None, typer.Option(help="Where CARLA runs, over the file's.")] = None,
+    carla_port: Annotated[int | None, typer.Option(help="Its port, over the file's.", min=1, max=65533)] = None,
+    carla_traffic_port: Annotated[
+        int | None, typer.Option(help="The Traffic Manager's port, another for each service.", min=1, max=65535)
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8090,
     max_steps: Annotated[
@@ -41,7 +48,8 @@ def serve(
 ) -> None:
     """Serve one simulator over HTTP and WebSocket: episodes, sessions, snapshots, telemetry; until Ctrl-C.
 
-    Examples: `carla-policy env serve`, `carla-policy env serve --env CartPole-v1 --port 0 --json`
+    Examples: `carla-policy env serve`, `carla-policy env serve --env CartPole-v1 --port 0 --json`,
+    `carla-policy env serve --simulator carla --carla-port 2000 --config environment/configs/carla-racetrack.yaml`
     """
     try:
         from carla_policy_environment.service import command
@@ -62,7 +70,8 @@ def serve(
         max_steps=max_steps, frame_skip=frame_skip, time_limit_s=time_limit_s, snapshot_limit=snapshot_limit
     )
     try:
-        maker = command.simulator_maker(simulator, env, env_arguments)
+        carla = command.CarlaOptions(config, carla_host, carla_port, carla_traffic_port)
+        maker = command.simulator_maker(simulator, env, env_arguments, carla)
         serve_until_ended(maker, settings, host=host, port=port, ready=ready)
     except SimulatorError as error:
         raise OSError(str(error)) from error

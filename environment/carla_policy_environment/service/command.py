@@ -7,22 +7,43 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from carla_policy_environment.service.episodes import EnvironmentService
 from carla_policy_environment.service.server import serve
 from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.simulators.base import Simulator, SimulatorError
+from carla_policy_environment.simulators.carla import configured, make_simulator
 from carla_policy_environment.simulators.gymnasium_simulator import GymnasiumSimulator
 from carla_policy_environment.simulators.making import make_environment
 
-SIMULATORS = ("gymnasium",)
+SIMULATORS = ("gymnasium", "carla")
 DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 
 
-def simulator_maker(simulator: str, environment: str, arguments_json: str) -> Callable[[], Simulator]:
+@dataclass(frozen=True)
+class CarlaOptions:
+    """The options that are for CARLA alone; `None` leaves each to the file, or else to its default."""
+
+    config: Path | None = None
+    host: str | None = None
+    port: int | None = None
+    traffic_port: int | None = None
+
+
+def simulator_maker(
+    simulator: str, environment: str, arguments_json: str, carla: CarlaOptions | None = None
+) -> Callable[[], Simulator]:
     """What makes the simulator that the options name; `ValueError` names the option that is wrong."""
-    if simulator != "gymnasium":
+    carla = carla or CarlaOptions()
+    if simulator == "carla":
+        config = configured(carla.config, host=carla.host, port=carla.port, traffic_port=carla.traffic_port)
+        return lambda: make_simulator(config)
+    if carla != CarlaOptions():
+        raise ValueError("--config, --carla-host, --carla-port and --carla-traffic-port are for --simulator carla")
+    if simulator not in SIMULATORS:
         raise ValueError(f"--simulator: expected {' or '.join(SIMULATORS)}, got {simulator}")
     try:
         arguments = json.loads(arguments_json)
@@ -59,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time_limit_s=options.time_limit_s,
             snapshot_limit=options.snapshot_limit,
         )
-        maker = simulator_maker(options.simulator, options.env, options.env_arguments)
+        carla = CarlaOptions(options.config, options.carla_host, options.carla_port, options.carla_traffic_port)
+        maker = simulator_maker(options.simulator, options.env, options.env_arguments, carla)
         serve(maker, settings, host=options.host, port=options.port, ready=ready)
     except (OSError, ValueError, SimulatorError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "--env", default=DEFAULT_ENVIRONMENT, help="module:callable, file.py:callable, or a Gymnasium id"
     )
     parser.add_argument("--env-arguments", default="{}", help="a JSON object for what makes the environment")
+    parser.add_argument("--config", type=Path, help="YAML or JSON file for CARLA, see environment/carla.md")
+    parser.add_argument("--carla-host", help="where CARLA runs, over the file's")
+    parser.add_argument("--carla-port", type=int, help="its port, over the file's")
+    parser.add_argument("--carla-traffic-port", type=int, help="the Traffic Manager's port, one for each service")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8090, help="0 takes a free one")
     parser.add_argument("--max-steps", type=int, help="episodes are truncated after so many; else by the environment")

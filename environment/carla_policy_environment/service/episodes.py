@@ -25,7 +25,7 @@ from carla_policy_environment.service.sessions import Sessions, now
 from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.service.simulator_thread import SimulatorThread
 from carla_policy_environment.service.telemetry import Telemetry
-from carla_policy_environment.simulators.base import Simulator, SimulatorError, SnapshotsNotSupported
+from carla_policy_environment.simulators.base import InvalidOptions, Simulator, SimulatorError, SnapshotsNotSupported
 from carla_policy_environment.spaces import (
     InvalidValue,
     UnsupportedSpace,
@@ -326,6 +326,8 @@ class EnvironmentService:
         if error is None:
             return outcome.value
         kind = type(error).__name__
+        if isinstance(error, InvalidOptions):
+            raise ServiceError(422, kind, str(error)) from error
         if isinstance(error, SnapshotsNotSupported):
             raise ServiceError(501, kind, str(error)) from error
         if must_succeed or isinstance(error, SimulatorError):

@@ -22,6 +22,10 @@ class SimulatorError(RuntimeError):
     """The simulator is broken or away; the service is unhealthy until a reset or a restore succeeds."""
 
 
+class InvalidOptions(ValueError):
+    """The options of a reset ask for what there is not; another reset may follow. The message says what there is."""
+
+
 class SnapshotsNotSupported(RuntimeError):
     """This simulator cannot make a snapshot of its state, which is as it was; the message says why."""
 

@@ -256,10 +256,29 @@ def load_config(path: Path) -> CarlaConfig:
             raise ValueError("its name must end in .yaml, .yml or .json")
         return CarlaConfig.model_validate({} if read is None else read)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {wrong}") from None
+        raise ValueError(f"{path}: {_complaints(error)}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def configured(
+    path: Path | None, *, host: str | None = None, port: int | None = None, traffic_port: int | None = None
+) -> CarlaConfig:
+    """The configuration in `path`, or the default one, with what is given beside it put over it.
+
+    Raises `ValueError` as `load_config` does.
+    """
+    config = CarlaConfig() if path is None else load_config(path)
+    over = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    traffic = config.traffic.model_dump() | ({} if traffic_port is None else {"port": traffic_port})
+    try:
+        return CarlaConfig.model_validate(config.model_dump() | over | {"traffic": traffic})
+    except ValidationError as error:
+        raise ValueError(f"CARLA's options: {_complaints(error)}") from None
+
+
+def _complaints(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
 
 
 def _yaml(text: str) -> object:

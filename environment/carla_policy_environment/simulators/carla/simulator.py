@@ -21,7 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from carla_policy_environment.simulators.base import Info, Observation, Simulator, SimulatorError
+from carla_policy_environment.simulators.base import Info, InvalidOptions, Observation, Simulator, SimulatorError
 from carla_policy_environment.simulators.carla.config import CarlaConfig, Finite, Settings
 from carla_policy_environment.simulators.carla.ego import control_of, spawn_ego, state_of
 from carla_policy_environment.simulators.carla.observing import Frame, Observer
@@ -126,13 +126,17 @@ class CarlaSimulator(Simulator):
             chosen = ResetOptions.model_validate(options)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"options of reset: {wrong}") from None
+            raise InvalidOptions(f"options of reset: {wrong}") from None
         session = self._connected()
         with self._breaking():
             self._clear_road()
             if self.config.world.reload_on_reset:
                 session.reload()
-            return self._begin(session, secrets.randbelow(SEEDS) if seed is None else seed, chosen)
+            try:
+                return self._begin(session, secrets.randbelow(SEEDS) if seed is None else seed, chosen)
+            except ValueError as error:
+                self._clear_road()
+                raise InvalidOptions(str(error)) from error
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Hold `action` for the configured frames. Raises `SimulatorError` if the simulator fails or is away."""
