@@ -26,7 +26,7 @@ from carla_policy_environment.simulators.carla.config import (
 )
 from carla_policy_environment.simulators.carla.ego import VehicleState
 from carla_policy_environment.simulators.carla.observation import PolicyRow, dict_space
-from carla_policy_environment.simulators.carla.planning import global_route_planner, plan, shortest, wander
+from carla_policy_environment.simulators.carla.planning import Planner, shortest, wander
 from carla_policy_environment.simulators.carla.rays import Box, border_distances, closing_speed, vehicle_distances
 from carla_policy_environment.simulators.carla.rewards import StepFacts, outcome, reward
 from carla_policy_environment.simulators.carla.route import LANE_FOLLOW, LEFT, RIGHT, STRAIGHT, Route, RoutePoint
@@ -152,6 +152,8 @@ class TestRoutes:
         assert place.done_m == pytest.approx(20.0, abs=1e-4)
         assert place.lane_offset == pytest.approx(0.5, abs=1e-4)
         assert place.heading_error == pytest.approx(-math.radians(10), abs=1e-4)
+        behind = route.locate(-30.0, 1.75, 0.0, near_m=0.0)
+        assert (behind.lane_offset, behind.deviation_m) == pytest.approx((0.0, 40.0), abs=1e-3)
         ahead = route.ahead(place.done_m, np.array([2.0, 1000.0]), (30.0, 2.25, 0.0))
         assert ahead[0] == pytest.approx([2.0, -0.5], abs=1e-4)
         assert ahead[1][0] == pytest.approx(route.points[-1][0] - 30.0, abs=1e-4)
@@ -177,11 +179,11 @@ class TestRoutes:
 
     def test_without_agents_the_map_is_the_planner_unless_they_are_demanded(self, fork):
         start = carla.Transform(carla.Location(x=20, y=1.75))
-        assert global_route_planner(RouteConfig(planner="auto", destination=0), fork) is None
+        assert Planner(RouteConfig(length_m=30), fork).plan(start, random.Random(0)).length_m == pytest.approx(30)
         with pytest.raises(SimulatorError, match="PythonAPI/carla"):
-            plan(RouteConfig(planner="agents"), fork, start, random.Random(0))
+            Planner(RouteConfig(planner="agents"), fork).plan(start, random.Random(0))
         with pytest.raises(ValueError, match="0 spawn points"):
-            plan(RouteConfig(destination=3), fork, start, random.Random(0))
+            Planner(RouteConfig(), fork).plan(start, random.Random(0), destination=3)
 
     def test_agents_are_asked_as_carla_documents_them(self, fork, monkeypatch):
         class GlobalRoutePlanner:
@@ -199,7 +201,8 @@ class TestRoutes:
         there = types.SimpleNamespace(
             get_waypoint=fork.get_waypoint, get_spawn_points=lambda: [carla.Transform(carla.Location(x=60, y=1.75))]
         )
-        route = plan(RouteConfig(destination=0), there, carla.Transform(carla.Location(x=20, y=1.75)), random.Random(0))
+        start = carla.Transform(carla.Location(x=20, y=1.75))
+        route = Planner(RouteConfig(destination=0), there).plan(start, random.Random(0))
         assert route.length_m == pytest.approx(40, abs=1e-3)
         assert set(route.commands) == {6}
 
@@ -241,6 +244,7 @@ def facts(**changed):
         "progress_m": 0.8,
         "remaining_m": 50.0,
         "lane_offset": 0.5,
+        "deviation_m": 0.5,
         "speed": 8.0,
         "steering_change": 0.2,
         "strongest_impulse": None,
@@ -264,8 +268,8 @@ class TestEndsAndRewards:
             ({"markings": ("Broken",)}, {"end_on_lane_invasion": "solid"}, (False, False, None)),
             ({"markings": ("SolidBroken",)}, {"end_on_lane_invasion": "solid"}, (True, False, "lane_invasion")),
             ({"markings": ("Solid",)}, {}, (False, False, None)),
-            ({"lane_offset": -31.0}, {}, (True, False, "off_route")),
-            ({"lane_offset": -31.0}, {"max_route_deviation_m": None}, (False, False, None)),
+            ({"deviation_m": 31.0}, {}, (True, False, "off_route")),
+            ({"deviation_m": 31.0}, {"max_route_deviation_m": None}, (False, False, None)),
             ({"remaining_m": 2.0}, {}, (True, False, "goal")),
             ({"remaining_m": 2.0, "off_road": True}, {}, (True, False, "off_road")),
             ({"step": 1000}, {"max_steps": 1000}, (False, True, "max_steps")),

@@ -19,41 +19,52 @@ from carla_policy_environment.simulators.carla.route import LANE_FOLLOW, Route, 
 MAX_SEARCHED = 500_000
 
 
-def plan(config: RouteConfig, world_map: Any, start: Any, rng: random.Random) -> Route:
-    """A route from the `carla.Transform` `start`. Raises `ValueError` where there is no way."""
-    begin = world_map.get_waypoint(start.location)
-    if begin is None:
-        raise ValueError(f"the map has no driving lane near the vehicle at {start.location}")
-    planner = global_route_planner(config, world_map)
-    if config.destination is None and planner is None:
-        return Route(wander(begin, length_m=config.length_m, spacing_m=config.spacing_m, rng=rng))
-    spawn_points = world_map.get_spawn_points()
-    index = rng.randrange(len(spawn_points)) if config.destination is None else config.destination
-    if index >= len(spawn_points):
-        raise ValueError(f"route.destination is {index}, the map has {len(spawn_points)} spawn points, from 0")
-    target = spawn_points[index].location
-    if planner is None:
-        return Route(shortest(begin, world_map.get_waypoint(target), spacing_m=config.spacing_m))
-    traced = [
-        route_point(waypoint, int(option.value)) for waypoint, option in planner.trace_route(start.location, target)
-    ]
-    return Route(traced)
+class Planner:
+    """Plans routes over one map; CARLA's graph of it, which takes seconds to build, is built when first needed."""
 
+    def __init__(self, config: RouteConfig, world_map: Any) -> None:
+        self._config, self._map = config, world_map
+        self._graph: Any = None
 
-def global_route_planner(config: RouteConfig, world_map: Any) -> Any | None:
-    """CARLA's `GlobalRoutePlanner`, or None where the configuration or the installation has it otherwise."""
-    if config.planner == "map" or (config.planner == "auto" and config.destination is None):
-        return None
-    try:
-        module = importlib.import_module("agents.navigation.global_route_planner")
-    except ImportError as error:
-        if config.planner == "agents":
-            raise SimulatorError(
-                f"route.planner is agents, which cannot be imported ({error}): put the simulator's PythonAPI/carla "
-                "folder on PYTHONPATH and install networkx and shapely, or set route.planner to map"
-            ) from error
-        return None
-    return module.GlobalRoutePlanner(world_map, config.spacing_m)
+    def plan(self, start: Any, rng: random.Random, *, destination: int | None = None) -> Route:
+        """A route from the `carla.Transform` `start`; `destination` is over the configuration's.
+
+        Raises `ValueError` where there is no way, `SimulatorError` where `agents` are demanded and not there.
+        """
+        config, target = self._config, self._config.destination if destination is None else destination
+        begin = self._map.get_waypoint(start.location)
+        if begin is None:
+            raise ValueError(f"the map has no driving lane near the vehicle at {start.location}")
+        graph = None if config.planner == "map" or (config.planner == "auto" and target is None) else self._global()
+        if target is None and graph is None:
+            return Route(wander(begin, length_m=config.length_m, spacing_m=config.spacing_m, rng=rng))
+        points = self._map.get_spawn_points()
+        index = rng.randrange(len(points)) if target is None else target
+        if index >= len(points):
+            raise ValueError(f"route.destination is {index}, the map has {len(points)} spawn points, from 0")
+        place = points[index].location
+        if graph is None:
+            return Route(shortest(begin, self._map.get_waypoint(place), spacing_m=config.spacing_m))
+        try:
+            traced = graph.trace_route(start.location, place)
+        except Exception as error:  # networkx says in its own ways that there is no path
+            raise ValueError(f"CARLA's GlobalRoutePlanner found no way to spawn point {index}: {error}") from error
+        return Route([route_point(waypoint, int(option.value)) for waypoint, option in traced])
+
+    def _global(self) -> Any:
+        """CARLA's `GlobalRoutePlanner`; None where `agents` are not there and not demanded."""
+        if self._graph is None:
+            try:
+                module = importlib.import_module("agents.navigation.global_route_planner")
+            except ImportError as error:
+                if self._config.planner == "agents":
+                    raise SimulatorError(
+                        f"route.planner is agents, which cannot be imported ({error}): put the simulator's "
+                        "PythonAPI/carla folder on PYTHONPATH and install networkx and shapely, or set it to map"
+                    ) from error
+                return None
+            self._graph = module.GlobalRoutePlanner(self._map, self._config.spacing_m)
+        return self._graph
 
 
 def route_point(waypoint: Any, command: int = LANE_FOLLOW) -> RoutePoint:

@@ -18,6 +18,7 @@ class StepFacts:
     """How much further along its route the vehicle came than ever before in the episode."""
     remaining_m: float
     lane_offset: float
+    deviation_m: float
     speed: float
     steering_change: float
     strongest_impulse: float | None
@@ -47,7 +48,7 @@ def outcome(facts: StepFacts, config: EpisodeConfig) -> Outcome:
         "collision": config.end_on_collision and collided,
         "off_road": config.end_off_road and facts.off_road,
         "lane_invasion": invaded,
-        "off_route": deviation is not None and abs(facts.lane_offset) > deviation,
+        "off_route": deviation is not None and facts.deviation_m > deviation,
     }
     for reason, holds in failures.items():
         if holds:

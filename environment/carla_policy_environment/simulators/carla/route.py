@@ -45,6 +45,8 @@ class RouteState:
     done_m: float
     remaining_m: float
     lane_offset: float
+    deviation_m: float
+    """How far the nearest place on the route is, in whichever direction."""
     heading_error: float
     command: int
 
@@ -87,6 +89,7 @@ class Route:
             done_m=done,
             remaining_m=self.length_m - done,
             lane_offset=float(direction[0] * offset[1] - direction[1] * offset[0]),
+            deviation_m=float(np.hypot(*offset)),
             heading_error=wrapped(self.heading_at(done) - yaw),
             command=self._command(done),
         )

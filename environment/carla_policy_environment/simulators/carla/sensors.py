@@ -131,7 +131,7 @@ class SensorRig:
             gnss=_gnss(data[GNSS]) if GNSS in data else None,
             imu=_imu(data[IMU]) if IMU in data else None,
             collisions=tuple(
-                Collision(event.frame, event.normal_impulse.length(), str(event.other_actor.type_id))
+                Collision(event.frame, event.normal_impulse.length(), _type_of(event.other_actor))
                 for event in self._new(COLLISION)
             ),
             lane_invasions=tuple(
@@ -232,6 +232,11 @@ def lidar_sectors(points: NDArray[np.float32], config: LidarConfig) -> NDArray[n
     sector = np.minimum((share * config.rays).astype(np.intp), config.rays - 1)
     np.minimum.at(nearest, sector, np.hypot(above[:, 0], above[:, 1]))
     return nearest
+
+
+def _type_of(actor: Any) -> str:
+    """What it is; the actor may be gone by the time its collision is read."""
+    return "unknown" if actor is None else str(actor.type_id)
 
 
 def _gnss(measurement: Any) -> NDArray[np.float64]:

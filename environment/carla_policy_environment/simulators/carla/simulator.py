@@ -25,7 +25,7 @@ from carla_policy_environment.simulators.base import Info, InvalidOptions, Obser
 from carla_policy_environment.simulators.carla.config import CarlaConfig, Finite, Settings
 from carla_policy_environment.simulators.carla.ego import control_of, spawn_ego, state_of
 from carla_policy_environment.simulators.carla.observing import Frame, Observer
-from carla_policy_environment.simulators.carla.planning import plan
+from carla_policy_environment.simulators.carla.planning import Planner
 from carla_policy_environment.simulators.carla.rewards import Outcome, StepFacts, outcome, reward
 from carla_policy_environment.simulators.carla.route import Route
 from carla_policy_environment.simulators.carla.sensors import SensorData, SensorRig
@@ -107,11 +107,11 @@ class CarlaSimulator(Simulator):
         session = self._connected()
         try:
             weather_of(session.carla, self.config.world.weather)
+            session.blueprint(self.config.ego.blueprint)
             self.observation_space = self._observer.space
         except BaseException:
             self.close()
             raise
-        self.environment = session.map_name
         self.details = {
             "carla": session.server_version,
             "map": session.map_name,
@@ -162,6 +162,7 @@ class CarlaSimulator(Simulator):
             progress_m=progress,
             remaining_m=frame.place.remaining_m,
             lane_offset=frame.place.lane_offset,
+            deviation_m=frame.place.deviation_m,
             speed=frame.vehicle.speed,
             steering_change=steering_change,
             strongest_impulse=max((c.impulse_ns for c in data.collisions), default=None),
@@ -228,10 +229,11 @@ class CarlaSimulator(Simulator):
             self.close()
         if self._session is None:
             session = WorldSession(self.config, client_factory=self._client_factory)
-            self._session, self._broken = session, False
+            self._session, self._broken, self.environment = session, False, session.map_name
             self._traffic = Traffic(session, self.config.traffic)
             try:
                 self._observer = Observer(self.config, session)
+                self._planner = Planner(self.config.route, session.map)
             except BaseException:
                 self.close()
                 raise
@@ -268,12 +270,7 @@ class CarlaSimulator(Simulator):
         self._traffic.set_going(self._traffic.users)
         for _ in range(config.ego.settle_ticks):
             session.tick()
-        wanted = (
-            config.route
-            if chosen.destination is None
-            else config.route.model_copy(update={"destination": chosen.destination})
-        )
-        route = plan(wanted, session.map, ego.actor.get_transform(), rng)
+        route = self._planner.plan(ego.actor.get_transform(), rng, destination=chosen.destination)
         data = replace(rig.read(session.frame), collisions=(), lane_invasions=())
         rig.forget(session.frame)
         self._episodes += 1

@@ -17,7 +17,7 @@ from carla_policy_environment.simulators.carla.package import client_package, re
 
 logger = logging.getLogger(__name__)
 
-CLOSING_TIMEOUT_S = 5.0
+CLOSING_TIMEOUT_S = 2.0
 ClientFactory = Callable[[str, int], Any]
 
 
