@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from pydantic import BaseModel
 
 carla = pytest.importorskip("carla", reason="needs CARLA's client package: pip install carla==0.9.16")
 
@@ -112,6 +116,17 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=complaint) as refused:
             load_config(path)
         assert "wrong.json" in str(refused.value)
+
+    def test_the_documentation_shows_every_field_with_its_default(self):
+        text = (Path(__file__).parents[1] / "environment/carla.md").read_text(encoding="utf-8")
+        columns, defaults = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+        PolicyRow(
+            CarlaConfig.model_validate(columns).observation.sensors, dict_space(CarlaConfig.model_validate(columns))
+        )
+        documented = CarlaConfig.model_validate(defaults)
+        assert documented == CarlaConfig()
+        for section in [documented, *(value for _, value in documented if isinstance(value, BaseModel))]:
+            assert section.model_fields_set == set(type(section).model_fields)
 
     def test_a_file_that_cannot_be_read_is_named(self, tmp_path):
         for name, text in (("absent.yaml", None), ("a.toml", "x = 1"), ("b.yaml", "a: [")):
