@@ -408,6 +408,24 @@ class TestSnapshots:
         with pytest.raises(SimulatorError, match="snapshot is of the map fork, now it is other"):
             simulator.restore(state)
 
+    def test_every_restore_of_a_snapshot_seeds_the_traffic_alike(self, server, made):
+        simulator = made(traffic={"vehicles": 1})
+        simulator.reset(2, {})
+        first = simulator.snapshot()
+        simulator.step(GO)
+        second = simulator.snapshot()
+        for state in (first, first, second):
+            simulator.restore(state)
+        one, again, other = server.managers[8000]._seeds[-3:]
+        assert one == again != other
+
+    def test_a_world_without_its_ego_vehicle_is_no_state_to_keep(self, server, made):
+        simulator = made(traffic={"vehicles": 1})
+        simulator.reset(2, {})
+        server.of_type("vehicle.tesla*")[0]._gone()
+        with pytest.raises(SimulatorError, match="ego vehicle is gone"):
+            simulator.snapshot()
+
     def test_collisions_of_the_abandoned_branch_do_not_end_the_new_one(self, server, made):
         simulator = made()
         _, info = simulator.reset(2, {})

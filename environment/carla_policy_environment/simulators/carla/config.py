@@ -1,15 +1,13 @@
-"""What a user decides about the CARLA simulator, checked before anything connects; read from YAML or JSON.
+"""What a user decides about the CARLA simulator, checked before anything connects.
 
 Distances are metres, angles degrees where CARLA has degrees (transforms, fields of view), speeds m/s.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -242,51 +240,3 @@ class CarlaConfig(Settings):
                 f"traffic.port {self.traffic.port} is one of the simulator's own three from {self.port} on"
             )
         return self
-
-
-def load_config(path: Path) -> CarlaConfig:
-    """The configuration in a .yaml, .yml or .json file. Raises `ValueError` naming the file and every wrong field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            read = json.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
-            read = _yaml(text)
-        else:
-            raise ValueError("its name must end in .yaml, .yml or .json")
-        return CarlaConfig.model_validate({} if read is None else read)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_complaints(error)}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def configured(
-    path: Path | None, *, host: str | None = None, port: int | None = None, traffic_port: int | None = None
-) -> CarlaConfig:
-    """The configuration in `path`, or the default one, with what is given beside it put over it.
-
-    Raises `ValueError` as `load_config` does.
-    """
-    config = CarlaConfig() if path is None else load_config(path)
-    over = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    traffic = config.traffic.model_dump() | ({} if traffic_port is None else {"port": traffic_port})
-    try:
-        return CarlaConfig.model_validate(config.model_dump() | over | {"traffic": traffic})
-    except ValidationError as error:
-        raise ValueError(f"CARLA's options: {_complaints(error)}") from None
-
-
-def _complaints(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-
-
-def _yaml(text: str) -> object:
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError("reading YAML needs PyYAML (pip install pyyaml); a .json file needs nothing") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from None

@@ -13,26 +13,25 @@ import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from carla_policy_environment.simulators.base import Info, InvalidOptions, Observation, Simulator, SimulatorError
-from carla_policy_environment.simulators.carla.config import CarlaConfig, Finite, Settings
+from carla_policy_environment.simulators.carla.config import CarlaConfig
 from carla_policy_environment.simulators.carla.ego import control_of, spawn_ego, state_of
+from carla_policy_environment.simulators.carla.episode import CarlaSnapshot, Episode, ResetOptions, advance, info_of
 from carla_policy_environment.simulators.carla.observing import Frame, Observer
 from carla_policy_environment.simulators.carla.planning import Planner
-from carla_policy_environment.simulators.carla.rewards import Outcome, StepFacts, outcome, reward
-from carla_policy_environment.simulators.carla.route import Route
+from carla_policy_environment.simulators.carla.rewards import Outcome, outcome, reward
 from carla_policy_environment.simulators.carla.sensors import SensorData, SensorRig
 from carla_policy_environment.simulators.carla.snapshots import (
     LOSES,
     RESTORES,
-    WorldState,
     capture,
     put_back,
     weather_of,
@@ -43,40 +42,6 @@ from carla_policy_environment.simulators.carla.world import ClientFactory, World
 logger = logging.getLogger(__name__)
 
 ACTION_NAMES = ("steer", "throttle", "brake")
-
-
-class ResetOptions(Settings):
-    """What a reset may choose for its episode, over the configuration."""
-
-    spawn_point: int | None = Field(default=None, ge=0)
-    destination: int | None = Field(default=None, ge=0)
-    weather: str | dict[str, Finite] | None = None
-
-
-@dataclass
-class Episode:
-    """What of an episode is in this process; a snapshot keeps a copy."""
-
-    number: int
-    seed: int
-    route: Route
-    step: int = 0
-    done_m: float = 0.0
-    furthest_m: float = 0.0
-    action: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    collisions: int = 0
-    lane_invasions: int = 0
-
-
-@dataclass(frozen=True)
-class CarlaSnapshot:
-    """A state of the world and of the episode in it, with what was observed."""
-
-    world: WorldState
-    episode: Episode
-    observation: Observation
-    info: Info
-    image: NDArray[np.uint8] | None = field(repr=False)
 
 
 class CarlaSimulator(Simulator):
@@ -147,28 +112,8 @@ class CarlaSimulator(Simulator):
             for _ in range(self.config.episode.frame_skip):
                 session.tick()
             data = rig.read(session.frame)
-            steer, throttle, brake = (float(value) for value in action)
-            steering_change = steer - episode.action[0]
-            episode.action = (steer, throttle, brake)
-            episode.step += 1
-            frame = self._frame(session, ego, episode, data)
-        progress = max(episode.done_m - episode.furthest_m, 0.0)
-        episode.furthest_m = max(episode.furthest_m, episode.done_m)
-        episode.collisions += len(data.collisions)
-        episode.lane_invasions += len(data.lane_invasions)
-        facts = StepFacts(
-            step=episode.step,
-            duration_s=self.step_s or 0.0,
-            progress_m=progress,
-            remaining_m=frame.place.remaining_m,
-            lane_offset=frame.place.lane_offset,
-            deviation_m=frame.place.deviation_m,
-            speed=frame.vehicle.speed,
-            steering_change=steering_change,
-            strongest_impulse=max((c.impulse_ns for c in data.collisions), default=None),
-            markings=tuple(marking for event in data.lane_invasions for marking in event.markings),
-            off_road=frame.off_road,
-        )
+            frame = self._frame(session, ego, episode, data, (command.steer, command.throttle, command.brake))
+        facts = advance(episode, frame, duration_s=self.step_s or 0.0)
         end = outcome(facts, self.config.episode)
         observation, info = self._observed(frame, episode, end)
         return observation, reward(facts, end, self.config.reward), end.terminated, end.truncated, info
@@ -276,7 +221,8 @@ class CarlaSimulator(Simulator):
         self._episodes += 1
         self._episode = episode = Episode(self._episodes, seed, route)
         session.start_recording(self._episodes)
-        frame = self._frame(session, ego, episode, data)
+        frame = self._frame(session, ego, episode, data, episode.action)
+        episode.done_m = frame.place.done_m
         episode.furthest_m = episode.done_m
         observation, info = self._observed(frame, episode, Outcome(terminated=False, truncated=False))
         walkers = sum(user.is_walker for user in self._traffic.users)
@@ -288,7 +234,14 @@ class CarlaSimulator(Simulator):
         }
         return observation, info
 
-    def _frame(self, session: WorldSession, ego: RoadUser, episode: Episode, data: SensorData) -> Frame:
+    def _frame(
+        self,
+        session: WorldSession,
+        ego: RoadUser,
+        episode: Episode,
+        data: SensorData,
+        action: tuple[float, float, float],
+    ) -> Frame:
         with session.calling("tell of the ego vehicle"):
             vehicle = state_of(ego.actor)
             speed_limit_kmh = ego.actor.get_speed_limit()
@@ -297,33 +250,12 @@ class CarlaSimulator(Simulator):
                 session.follow(ego.actor.get_transform())
         x, y, yaw = vehicle.pose
         place = episode.route.locate(x, y, yaw, near_m=episode.done_m)
-        episode.done_m = place.done_m
         off_road = self._observer.off_road_m(*vehicle.location) > self.config.episode.off_road_tolerance_m
-        return Frame(
-            ego.actor.id, vehicle, place, episode.route, data, episode.action, speed_limit_kmh, red_light, off_road
-        )
+        return Frame(ego.actor.id, vehicle, place, episode.route, data, action, speed_limit_kmh, red_light, off_road)
 
     def _observed(self, frame: Frame, episode: Episode, end: Outcome) -> tuple[Observation, Info]:
         observation, clipped = self._observer.observe(frame)
-        info: Info = {
-            "frame": frame.data.frame,
-            "route": {
-                "length_m": frame.route.length_m,
-                "done_m": frame.place.done_m,
-                "completion": episode.furthest_m / frame.route.length_m,
-            },
-            "collisions": [
-                {"frame": c.frame, "impulse_ns": c.impulse_ns, "other": c.other} for c in frame.data.collisions
-            ],
-            "lane_invasions": [
-                {"frame": event.frame, "markings": list(event.markings)} for event in frame.data.lane_invasions
-            ],
-            "episode_collisions": episode.collisions,
-            "episode_lane_invasions": episode.lane_invasions,
-            "off_road": frame.off_road,
-            "clipped": clipped,
-            "end": end.reason,
-        }
+        info = info_of(frame, episode, end, clipped)
         self._last, self._image = (observation, info), frame.data.rgb
         return observation, info
 

@@ -91,8 +91,10 @@ VEHICLE_CONTROL = ("throttle", "steer", "brake", "hand_brake", "reverse", "manua
 
 
 def capture(session: WorldSession, users: Sequence[RoadUser], *, traffic_seed: int) -> WorldState:
-    """The world as it is, `users` beginning with the ego vehicle."""
+    """The world as it is, `users` beginning with the ego vehicle, which has to be there."""
     with session.calling("tell its state"):
+        if not session.has(users[0].actor):
+            raise SimulatorError("the ego vehicle is gone: another client destroyed it; reset")
         actors = tuple((user, actor_state(user)) for user in users if session.has(user.actor))
         weather = weather_fields(session.world.get_weather())
     return WorldState(session.map_name, actors, light_states(session), weather, traffic_seed)
