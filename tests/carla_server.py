@@ -251,6 +251,8 @@ class World:
         self._server.call(f"try_spawn_actor {blueprint.id}")
         place = _numbers(transform)
         if blueprint.id.startswith(("vehicle.", "walker.")):
+            if place[2] < 0.1:
+                return None  # it would touch the ground
             for other in self._server.of_type("vehicle.*") + self._server.of_type("walker.*"):
                 if math.dist(other._place[:2], place[:2]) < (4.0 if other.type_id.startswith("vehicle.") else 0.5):
                     return None
@@ -461,6 +463,7 @@ class WalkerAIController(Actor):
         self._at, self._goal, self._pace = None, None, 0.0
 
     def start(self):
+        assert self._seen is not None, "a controller is started after its first frame"
         assert self.parent._seen is not None, "a controller begins where its walker was in a frame"
         self._at = list(self.parent._seen[0])
 

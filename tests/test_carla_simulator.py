@@ -113,7 +113,7 @@ class TestTheWorld:
         for role, x in (("hero", 20.0), ("autopilot", 60.0)):
             blueprint = library.find("vehicle.audi.tt")
             blueprint.set_attribute("role_name", role)
-            vehicle = world.spawn_actor(blueprint, carla.Transform(carla.Location(x=x, y=1.75)))
+            vehicle = world.spawn_actor(blueprint, carla.Transform(carla.Location(x=x, y=1.75, z=0.5)))
             world.spawn_actor(library.find("sensor.camera.rgb"), carla.Transform(), attach_to=vehicle)
         made()
         assert sorted(actor.type_id for actor in server.actors.values()) == ["sensor.camera.rgb", "vehicle.audi.tt"]
@@ -162,22 +162,27 @@ class TestEpisodes:
             frame = info["frame"]
             observation, _, _, _, info = simulator.step(action)
             assert info["frame"] == frame + 1
+        assert np.all(observation["rays"]["vehicles"] == 40.0), "it does not see itself"
         assert observation["lidar"][18] == pytest.approx(7.0, abs=0.01)
         assert observation["imu"] == pytest.approx([0, 0, 9.81, 0, 0, 0.1, 1.5])
         assert observation["gnss"] == pytest.approx([49, 8, 110.5])
         assert observation["measurements"]["speed_limit"] == pytest.approx(50 / 3.6)
 
-    def test_the_same_seed_is_the_same_episode(self, made):
+    def test_the_same_seed_is_the_same_episode(self, server, made):
         simulator = made(traffic={"vehicles": 2, "walkers": 2})
-        runs = []
-        for seed in (5, 5, 6, 7):
+        runs, starts, walkers = [], [], []
+        for seed in (5, 5, 6, 7, 8):
             observation, _ = simulator.reset(seed, {})
+            starts.append(observation["vehicle_state"]["location"][0])
+            walkers.append([walker._place for walker in server.of_type("walker.*")])
             runs.append([observation, *(simulator.step(GO)[0] for _ in range(3))])
         for run in runs:
             for observation in run:
                 del observation["rgb"]
         assert data_equivalence(runs[0], runs[1], exact=True)
         assert not all(data_equivalence(runs[0], run, exact=True) for run in runs[2:])
+        assert len(set(starts)) > 1
+        assert walkers[0] == walkers[1] != walkers[2]
 
     def test_the_road_ahead_is_to_the_side_where_it_turns(self, made):
         simulator = made(route={"lookahead": 30}, ego={"spawn_point": 3})
@@ -271,7 +276,7 @@ class TestEpisodes:
         audi = world.get_blueprint_library().find("vehicle.audi.tt")
         free = server.spawn_points[2].location.x
         for x in (20.0, 40.0, 80.0):
-            world.spawn_actor(audi, carla.Transform(carla.Location(x=x, y=1.75)))
+            world.spawn_actor(audi, carla.Transform(carla.Location(x=x, y=1.75, z=0.5)))
         for seed in range(4):
             assert simulator.reset(seed, {})[0]["vehicle_state"]["location"][0] == pytest.approx(free)
         server.spawn_points.pop(2)

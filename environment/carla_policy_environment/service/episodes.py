@@ -173,8 +173,9 @@ class EnvironmentService:
 
             try:
                 observed = await self._call("reset", begin, must_succeed=True)
-            except ServiceError:
-                self._episode = None if self._failure else self._episode
+            except ServiceError as error:
+                over = self._failure or isinstance(error.__cause__, InvalidOptions)
+                self._episode = None if over else self._episode
                 raise
             self._failure = None
             self._episode = episode = Episode(uuid.uuid4().hex, 0, observed)

@@ -23,7 +23,7 @@ class SimulatorError(RuntimeError):
 
 
 class InvalidOptions(ValueError):
-    """The options of a reset ask for what there is not; another reset may follow. The message says what there is."""
+    """The options of a reset ask for what there is not: no episode is under way until another. The message says why."""
 
 
 class SnapshotsNotSupported(RuntimeError):
