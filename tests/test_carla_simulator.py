@@ -261,9 +261,9 @@ class TestEpisodes:
         for wrong in (
             {"spawn": 1},
             {"spawn_point": 99},
-            {"destination": 99},
             {"weather": "Sunny"},
             {"spawn_point": -1},
+            {"destination": 99},
         ):
             with pytest.raises(InvalidOptions, match=r"spawn|destination|weather"):
                 simulator.reset(1, wrong)
