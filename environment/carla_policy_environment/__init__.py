@@ -8,8 +8,9 @@ beside CARLA, away from both.
 
 from carla_policy_environment.branching import branch
 from carla_policy_environment.carla_env import CarlaEnv
+from carla_policy_environment.manager import EnvironmentManager
 from carla_policy_environment.trajectories import collect_trajectory, select_top_k
 from carla_policy_environment.vector_env import VectorizedCarlaEnv
 
-__all__ = ["CarlaEnv", "VectorizedCarlaEnv", "branch", "collect_trajectory", "select_top_k"]
+__all__ = ["CarlaEnv", "EnvironmentManager", "VectorizedCarlaEnv", "branch", "collect_trajectory", "select_top_k"]
 __version__ = "0.1.0"
