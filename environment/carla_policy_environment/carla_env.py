@@ -72,7 +72,8 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
 
     `timeout`: seconds that the service may be silent. `max_steps`: an episode is truncated after so many steps, beside
     what the service itself does. `frame_skip`: each action is taken so many times and the rewards are added; the
-    service's own `--frame-skip` does that with one request. `reward_type`: one of those that the simulator offers.
+    service's own `--frame-skip` does that with one request. `reward_type`: "dense" or "sparse", what a CARLA service
+    has to be configured with; another is refused.
     `render_mode`: "rgb_array" or none. `exclusive`: hold a session from the first reset until `close`, so that nobody
     else steps the same simulator; another's session raises `ServiceBusy`.
 
@@ -107,16 +108,15 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         self.reward_type = reward_type
         self.render_mode = render_mode
         self.exclusive = exclusive
-        self.service_info: dict[str, Any] = self._client.get("/info")
-        """What /info says: the simulator, its spaces, what snapshots bring back and what they lose."""
-        self.observation_space = space_from_json(self.service_info["observation_space"])
-        self.action_space = space_from_json(self.service_info["action_space"])
-        step_s = self.service_info.get("step_s")
-        if step_s:
-            self.metadata = {**self.metadata, "render_fps": max(1, round(1 / (step_s * frame_skip)))}  # type: ignore[misc]
-        self._check_reward_type()
         self._episode: _Episode | None = None
         self._snapshots: dict[str, _Episode] = {}
+        self.service_info: dict[str, Any] = {}
+        """What /info says: the simulator, its spaces, what snapshots bring back and what they lose."""
+        try:
+            self._learn()
+        except BaseException:
+            self._client.close()
+            raise
 
     @property
     def episode_id(self) -> str | None:
@@ -137,7 +137,7 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         wanted = plain(dict(options or {}))
         self._episode = None
-        content = {"seed": None if seed is None else int(seed), "options": self._all_options(wanted)}
+        content = {"seed": None if seed is None else int(seed), "options": wanted}
         answer = self._post("/reset", content, repeatable=seed is not None)
         self._episode = _Episode(answer["episode_id"], None if seed is None else int(seed), wanted)
         return self._observation(answer["observation"]), info_from_json(answer["info"])
@@ -222,15 +222,23 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
             raise outside
         return encoded
 
-    def _all_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        return options if self.reward_type is None else {"reward_type": self.reward_type, **options}
+    def _learn(self) -> None:
+        self.service_info = self._client.get("/info")
+        try:
+            self.observation_space = space_from_json(self.service_info["observation_space"])
+            self.action_space = space_from_json(self.service_info["action_space"])
+        except (KeyError, ValueError) as error:
+            raise ServiceError(f"what answers there is no environment service: {error}", url=self.server_url) from None
+        if step_s := self.service_info.get("step_s"):
+            self.metadata = {**self.metadata, "render_fps": max(1, round(1 / (step_s * self.frame_skip)))}  # type: ignore[misc]
+        self._check_reward_type()
 
     def _check_reward_type(self) -> None:
-        offered = self.service_info.get("details", {}).get("reward_types", [])
-        if self.reward_type is not None and self.reward_type not in offered:
-            simulator = self.service_info["simulator"]
-            choice = f"it offers {', '.join(offered)}" if offered else f"{simulator} has the environment's own only"
-            raise ValueError(f"reward_type: {self.server_url} does not offer {self.reward_type!r}; {choice}")
+        has = self.service_info.get("details", {}).get("reward")
+        if self.reward_type not in (None, has):
+            known = f"its reward is {has!r}" if has else f"{self.service_info['simulator']} has the environment's own"
+            advice = "that is a matter of its configuration, when it is started"
+            raise ValueError(f"reward_type: expected {self.reward_type!r} of {self.server_url}, but {known}; {advice}")
 
     def _standing(self) -> _Episode:
         if self._episode is None:

@@ -14,7 +14,7 @@ def leaves(value: Any) -> Iterator[Any]:
         for key in sorted(value, key=str):
             yield key
             yield from leaves(value[key])
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.dtype == object):
         for item in value:
             yield from leaves(item)
     else:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,10 @@ class ManagedService:
         return None
 
     def _watch(self, running: Sequence[ChildProcess]) -> str | None:
-        probe = Probe(self.url, self._settings)
+        with closing(Probe(self.url, self._settings)) as probe:
+            return self._watch_by(probe, running)
+
+    def _watch_by(self, probe: Probe, running: Sequence[ChildProcess]) -> str | None:
         next_probe = next_measurement = 0.0
         while not self._stopping.wait(POLL_S):
             for process, name in zip(reversed(running), ("it", "its simulator"), strict=False):

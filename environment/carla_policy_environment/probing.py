@@ -75,6 +75,9 @@ class Probe:
             return None
         return f"it was unhealthy for {settings.unhealthy_s:g} s: {answer.get('reason')}"
 
+    def close(self) -> None:
+        self._client.close()
+
     def _no_answer(self) -> str | None:
         now, settings = time.monotonic(), self._settings
         if self.state is State.STARTING:

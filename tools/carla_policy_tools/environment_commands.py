@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.environment_managing import manage
 from carla_policy_tools.options import Json
 
 if TYPE_CHECKING:
@@ -77,3 +78,6 @@ def serve(
         raise OSError(str(error)) from error
     if not as_json:
         err.print("stopped")
+
+
+app.command()(manage)
