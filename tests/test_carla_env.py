@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import socket
 import threading
@@ -75,12 +76,13 @@ def sampling(_observation: Any, generator: np.random.Generator) -> Any:
 
 
 class Relay:
-    """Passes requests on to a service, each answer over a connection that it closes; `losing` answers it loses."""
+    """Passes requests on to a service, but loses the answers to the paths in `losing`, each once."""
 
     def __init__(self, served: Served) -> None:
         self.losing: list[bytes] = []
         self._target = served.address[:2]
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connection: socket.socket | None = None
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run)
 
@@ -93,20 +95,30 @@ class Relay:
         self._listener.close()
         self._thread.join()
 
+    def hang_up(self) -> None:
+        """Close the connection, as services do with idle ones."""
+        assert self._connection
+        self._connection.shutdown(socket.SHUT_RDWR)
+
     def _run(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, socket.create_connection(self._target) as service:
-                request = _message(connection)
-                service.sendall(request)
-                answer = _message(service)
-                if request.split(b" ")[1] in self.losing:
-                    self.losing.remove(request.split(b" ")[1])
-                else:
-                    connection.sendall(answer)
+        with contextlib.suppress(OSError):
+            while True:
+                self._connection, _ = self._listener.accept()
+                with self._connection as connection, contextlib.suppress(EOFError):
+                    while self._pass_on(connection):
+                        pass
+
+    def _pass_on(self, connection: socket.socket) -> bool:
+        request = _message(connection)
+        with socket.create_connection(self._target) as service:
+            service.sendall(request)
+            answer = _message(service)
+        path = request.split(b" ")[1]
+        if path in self.losing:
+            self.losing.remove(path)
+            return False
+        connection.sendall(answer)
+        return True
 
 
 @contextmanager
@@ -129,12 +141,18 @@ def answering(answer: bytes) -> Iterator[str]:
 def _message(connection: socket.socket) -> bytes:
     received = b""
     while b"\r\n\r\n" not in received:
-        received += connection.recv(1 << 16)
+        received += _some(connection)
     head, _, body = received.partition(b"\r\n\r\n")
     lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
     while len(body) < int((lengths or [b"0"])[0]):
-        body += connection.recv(1 << 16)
+        body += _some(connection)
     return head + b"\r\n\r\n" + body
+
+
+def _some(connection: socket.socket) -> bytes:
+    if received := connection.recv(1 << 16):
+        return received
+    raise EOFError
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space .*infinity.*:UserWarning")
@@ -180,6 +198,8 @@ def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_done_twice(
         assert observation[0] == script.steps == 1
         env.reset(seed=2)
         assert script.seeds == [1, 2, 2]
+        relay.hang_up()
+        env.delete_snapshot(env.save_snapshot())
         relay.losing = [b"/snapshot/create"]
         with pytest.raises(ServiceUnavailable, match="/snapshot/create"):
             env.save_snapshot()
@@ -221,9 +241,9 @@ def test_a_service_that_is_away_silent_or_something_else_is_told(script: Scripte
         script.gate.set()
         script.gate = OPEN
         assert env.reset()[0][0] == 0
-    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>") as url:
-        with pytest.raises(ServiceError, match="no environment service: status 200, b'<html>'"):
-            CarlaEnv(url)
+    page = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+    with page as url, pytest.raises(ServiceError, match="no environment service: status 200, b'<html>'"):
+        CarlaEnv(url)
     for wrong in ({"server_url": "localhost:8090"}, {"timeout": 0.0}, {"frame_skip": 0}, {"render_mode": "human"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
             CarlaEnv(**{"server_url": scripted_service.url, **wrong})

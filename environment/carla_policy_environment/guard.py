@@ -7,14 +7,14 @@ pass signals on. The system tells of a parent's death on Linux only; elsewhere t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
-import time
 
-GRACE_S = 10.0
+GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,20 +26,27 @@ def end_with(parent: int) -> None:
             sys.exit("whoever asked for this program has died already")
 
 
-def run_group(program: list[str]) -> int:
-    """Run `program` in this process's group until it ends, or until SIGTERM, which then ends all of the group."""
+class _Terminated(Exception):
+    pass
 
-    def end(*_: object) -> None:
+
+def run_group(program: list[str]) -> int:
+    """Run `program` in this process's group until it ends, or until SIGTERM; then nothing of the group is left."""
+
+    def terminated(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.killpg(0, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(0, signal.SIGKILL)
+        raise _Terminated
 
     child = subprocess.Popen(program)
-    signal.signal(signal.SIGTERM, end)
-    return child.wait()
+    try:
+        signal.signal(signal.SIGTERM, terminated)
+        return child.wait()
+    except _Terminated:
+        os.killpg(0, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+        raise
 
 
 def main() -> None:

@@ -92,10 +92,10 @@ class VectorizedCarlaEnv(VectorEnv[Any, Any, Arrays]):
         rows = list(iterate(self.action_space, actions))
         if len(rows) != self.num_envs:
             raise ValueError(f"actions: expected one for each of {self.num_envs} environments, got {len(rows)}")
-        for index, (member, action) in enumerate(zip(self._members, rows, strict=True)):
-            member.check(action, index, self.autoreset_mode)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             wait_for_any(self._members)
+        for index, (member, action) in enumerate(zip(self._members, rows, strict=True)):
+            member.check(action, index, self.autoreset_mode)
         stepped = self._in_parallel(
             lambda index: self._members[index].step(rows[index], self.autoreset_mode), range(self.num_envs)
         )
