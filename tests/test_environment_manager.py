@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from carla_policy_environment.manager import ServiceFailed
 from carla_policy_environment.probing import State, WatchSettings
 from carla_policy_environment.resources import MemoryWatch
 from carla_policy_environment.vector_infos import batch_infos
+from carla_policy_tools.paths import PROJECT
 from tests.lane_env import LaneEnv
 from tests.servers import COMMAND
 
@@ -235,7 +237,7 @@ def test_ports_and_gpus_go_round(tmp_path: Path) -> None:
     slots = [allocation.slot(index) for index in range(4)]
     assert [slot.gpu for slot in slots] == ["0", "0", "1", "0"]
     assert [slot.carla_port for slot in slots] == [2000, 2004, 2008, 2012]
-    assert [slot.traffic_manager_port for slot in slots] == [8000, 8001, 8002, 8003]
+    assert [slot.carla_traffic_port for slot in slots] == [8000, 8001, 8002, 8003]
     assert len({slot.port for slot in slots}) == 4
     assert slots[2].fill("-carla-rpc-port={port} -graphicsadapter={gpu}") == "-carla-rpc-port=2008 -graphicsadapter=1"
     with pytest.raises(ValueError, match=r"expected only \{index\}"):
@@ -310,3 +312,18 @@ def test_infos_of_a_vector_are_laid_out_as_gymnasium_does() -> None:
     assert infos["pose"]["x"].tolist() == [1, 0, 0]
     assert infos["pose"]["_x"].tolist() == [True, False, False]
     assert (infos["crash"].dtype, infos["crash"].tolist()) == (np.bool_, [False, False, True])
+
+
+def test_the_examples_of_the_documentation_run(manager: EnvironmentManager) -> None:
+    text = (PROJECT / "environment" / "training.md").read_text()
+    examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Manager" not in block]
+    assert len(examples) == 4
+    manager.wait_until_ready(PATIENCE_S)
+    names: dict[str, Any] = {}
+    for example in examples:
+        for port, url in zip((8090, 8091), manager.urls, strict=True):
+            example = example.replace(f"http://localhost:{port}", url)
+        exec(example, names)
+    assert len(names["best_rollouts"]) == len(names["best"]) == 2
+    assert names["branches"].exact
+    assert names["rewards"].shape == (2,)

@@ -20,15 +20,15 @@ class Slot:
     gpu: str | None = None
     """What CUDA_VISIBLE_DEVICES is set to; unset, all GPUs are visible."""
     carla_port: int | None = None
-    traffic_manager_port: int | None = None
+    carla_traffic_port: int | None = None
 
     def fill(self, template: str) -> str:
-        """`template` with `{index}`, `{port}`, `{gpu}` and `{traffic_manager_port}`; here `{port}` is CARLA's."""
+        """`template` with `{index}`, `{port}`, `{gpu}` and `{carla_traffic_port}`; here `{port}` is CARLA's."""
         values = {
             "index": self.index,
             "port": self.carla_port,
             "gpu": 0 if self.gpu is None else self.gpu,
-            "traffic_manager_port": self.traffic_manager_port,
+            "carla_traffic_port": self.carla_traffic_port,
         }
         try:
             return template.format(**values)
@@ -45,7 +45,7 @@ class Allocation:
     port: int = 0
     gpus: Sequence[str] = ()
     carla_port: int | None = None
-    traffic_manager_port: int = 8000
+    carla_traffic_port: int = 8000
     host: str = LOOPBACK
 
     def slot(self, index: int) -> Slot:
@@ -54,7 +54,7 @@ class Allocation:
         gpu = self.gpus[index % len(self.gpus)] if self.gpus else None
         if self.carla_port is None:
             return Slot(index, port, gpu)
-        return Slot(index, port, gpu, self.carla_port + CARLA_PORTS * index, self.traffic_manager_port + index)
+        return Slot(index, port, gpu, self.carla_port + CARLA_PORTS * index, self.carla_traffic_port + index)
 
 
 def reserved_port(host: str, port: int = 0) -> int:

@@ -73,7 +73,7 @@ class ManagedService:
             "pid": self.pid,
             "gpu": slot.gpu,
             "carla_port": slot.carla_port,
-            "traffic_manager_port": slot.traffic_manager_port,
+            "carla_traffic_port": slot.carla_traffic_port,
             "restarts": self.restarts,
             "memory_mb": _rounded(memory.last_mb),
             "memory_growth_mb": _rounded(memory.growth_mb),

@@ -34,7 +34,7 @@ class EnvironmentManager:
     is kept; a temporary directory by default.
 
     With a `carla_port` the services simulate in CARLA: service i connects to port `carla_port` + 4 i and has Traffic
-    Manager port `traffic_manager_port` + i. `carla_command` starts CARLA itself for each, and ends it; in it `{port}`
+    Manager port `carla_traffic_port` + i. `carla_command` starts CARLA itself for each, and ends it; in it `{port}`
     is CARLA's port, `{gpu}` the GPU, `{index}` i. CUDA_VISIBLE_DEVICES does not choose the GPU that CARLA draws with:
     `-graphicsadapter={gpu}` does.
 
@@ -51,7 +51,7 @@ class EnvironmentManager:
         port: int = 0,
         gpus: Sequence[str | int] = (),
         carla_port: int | None = None,
-        traffic_manager_port: int = 8000,
+        carla_traffic_port: int = 8000,
         carla_command: str | None = None,
         service_options: Sequence[str] = (),
         log_dir: Path | None = None,
@@ -62,7 +62,7 @@ class EnvironmentManager:
         if carla_port is not None and env is not None:
             raise ValueError("env: CARLA is the environment where there is a carla_port")
         self._count = _checked(services)
-        self._allocation = Allocation(port, tuple(map(str, gpus)), carla_port, traffic_manager_port, host)
+        self._allocation = Allocation(port, tuple(map(str, gpus)), carla_port, carla_traffic_port, host)
         self._carla_command = carla_command
         self._options = _simulator_options(env, env_arguments, carla_port) + list(service_options)
         self._settings = settings or WatchSettings()
@@ -137,7 +137,7 @@ class EnvironmentManager:
         program = [sys.executable, "-m", MODULE, "--host", host, "--port", str(slot.port), *self._options]
         companion = None
         if slot.carla_port is not None:
-            program += ["--carla-port", str(slot.carla_port), "--traffic-manager-port", str(slot.traffic_manager_port)]
+            program += ["--carla-port", str(slot.carla_port), "--carla-traffic-port", str(slot.carla_traffic_port)]
             if self._carla_command is not None:
                 companion = [slot.fill(part) for part in shlex.split(self._carla_command)]
         programs = Programs(program, companion, slot.carla_port)

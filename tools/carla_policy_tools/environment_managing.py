@@ -40,9 +40,10 @@ def manage(
         int | None,
         typer.Option(help="Simulate in CARLA: port of the first simulator, 4 more for each other.", min=1, max=65535),
     ] = None,
-    traffic_manager_port: Annotated[
+    carla_traffic_port: Annotated[
         int, typer.Option(help="CARLA's Traffic Manager of the first service; the others follow.", min=1, max=65535)
     ] = 8000,
+    carla_host: Annotated[str | None, typer.Option(help="Where CARLA runs, if not on this machine.")] = None,
     carla_command: Annotated[
         str | None, typer.Option(help="Starts CARLA for each service; {port}, {gpu} and {index} are filled in.")
     ] = None,
@@ -73,6 +74,9 @@ def manage(
     options = ["--frame-skip", str(frame_skip)]
     options += [] if max_steps is None else ["--max-steps", str(max_steps)]
     options += [] if config is None else ["--config", str(config)]
+    options += [] if carla_host is None else ["--carla-host", carla_host]
+    if carla_port is None and (config, carla_host, carla_command) != (None, None, None):
+        raise typer.BadParameter("needed for --config, --carla-host and --carla-command", param_hint="--carla-port")
     manager = EnvironmentManager(
         services,
         env=env,
@@ -81,7 +85,7 @@ def manage(
         port=port,
         gpus=parse_gpus(gpus),
         carla_port=carla_port,
-        traffic_manager_port=traffic_manager_port,
+        carla_traffic_port=carla_traffic_port,
         carla_command=carla_command,
         service_options=options,
         log_dir=log_dir,
