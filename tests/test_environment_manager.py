@@ -28,8 +28,10 @@ from carla_policy_environment.managed_service import ManagedService, Programs
 from carla_policy_environment.manager import ServiceFailed
 from carla_policy_environment.probing import State, WatchSettings
 from carla_policy_environment.resources import MemoryWatch
+from carla_policy_environment.simulators.gymnasium_simulator import GymnasiumSimulator
 from carla_policy_environment.vector_infos import batch_infos
 from carla_policy_tools.paths import PROJECT
+from tests.environment_services import Served
 from tests.lane_env import LaneEnv
 from tests.servers import COMMAND
 
@@ -264,16 +266,15 @@ def test_one_that_cannot_start_is_told_with_its_own_reason(tmp_path: Path) -> No
         EnvironmentManager(1, env="nonsense:Env", log_dir=tmp_path).__enter__()
 
 
-def test_a_service_that_stays_away_is_raised_in_time(tmp_path: Path) -> None:
-    with EnvironmentManager(1, env=LANE, log_dir=tmp_path) as alone:
-        env = VectorizedCarlaEnv(alone.urls, recovery_timeout=0.2)
+def test_a_service_that_stays_away_is_raised_in_time() -> None:
+    with Served(lambda: GymnasiumSimulator(LaneEnv, "lane")) as served:
+        env = VectorizedCarlaEnv([served.url], recovery_timeout=0.2)
         env.reset()
-        alone.stop()
-        actions = np.zeros((1, 2), np.float32)
-        assert env.step(actions)[3].tolist() == [True]
-        with pytest.raises(ServiceUnavailable):
-            env.step(actions)
-        env.close()
+    actions = np.zeros((1, 2), np.float32)
+    assert env.step(actions)[3].tolist() == [True]
+    with pytest.raises(ServiceUnavailable):
+        env.step(actions)
+    env.close()
 
 
 def test_services_end_with_a_manager_that_is_killed(tmp_path: Path) -> None:
