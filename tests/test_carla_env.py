@@ -17,8 +17,8 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from carla_policy_environment import CarlaEnv, branch, collect_trajectory, select_top_k
+from carla_policy_environment.actions import cast
 from carla_policy_environment.branching import StateMismatch
-from carla_policy_environment.carla_env import _cast
 from carla_policy_environment.comparing import bits
 from carla_policy_environment.errors import (
     EpisodeLost,
@@ -409,6 +409,6 @@ def test_a_replay_that_leads_elsewhere_is_refused(lane: Served, second_lane: Ser
     ],
 )
 def test_actions_get_the_spaces_dtype_where_they_fit(space: Any, action: Any, expected: Any) -> None:
-    assert bits(_cast(space, action)) == bits(expected)
+    assert bits(cast(space, action)) == bits(expected)
     nested = spaces.Dict({"a": space, "b": spaces.Tuple([space])})
-    assert bits(_cast(nested, {"a": action, "b": [action]})) == bits({"a": expected, "b": (expected,)})
+    assert bits(cast(nested, {"a": action, "b": [action]})) == bits({"a": expected, "b": (expected,)})

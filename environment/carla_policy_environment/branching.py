@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from carla_policy_environment.carla_env import CarlaEnv, Prefix
+from carla_policy_environment.carla_env import CarlaEnv
 from carla_policy_environment.comparing import bits, largest_difference
+from carla_policy_environment.episode import Prefix
 from carla_policy_environment.errors import ServiceError
 from carla_policy_environment.trajectories import Branches, Policy, Trajectory, collect_trajectory
 

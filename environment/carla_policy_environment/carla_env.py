@@ -10,61 +10,28 @@ import copy
 import io
 import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
+from carla_policy_environment.actions import action_to_json, plain
 from carla_policy_environment.api_client import ServiceClient
+from carla_policy_environment.episode import Episode, Prefix
 from carla_policy_environment.errors import RequestRefused, ServiceError, SessionExpired
 from carla_policy_environment.infos import info_from_json
 from carla_policy_environment.spaces import (
-    ARRAY_SPACES,
     InvalidValue,
-    out_of_bounds,
     space_from_json,
     value_from_json,
-    value_to_json,
 )
 
 T = TypeVar("T")
 DEFAULT_URL = "http://localhost:8090"
 SESSION_IDLE_S = 60.0
 """A session that was idle for longer is opened again, unless somebody else has one then."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What led to a state: the seed and options of the reset, then the actions, and what each of them was worth."""
-
-    seed: int
-    options: dict[str, Any]
-    actions: tuple[Any, ...]
-    rewards: tuple[float, ...]
-
-
-@dataclass
-class _Episode:
-    """Where the episode stands, as far as this side knows."""
-
-    id: str
-    seed: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    service_step: int = 0
-    steps: int = 0
-    """Calls of `step`; the service counts `frame_skip` for each."""
-    over: bool = False
-    actions: list[Any] | None = field(default_factory=list)
-    """Since the reset; unknown for a state that somebody else brought about."""
-    rewards: list[float] = field(default_factory=list)
-
-    def copy(self) -> _Episode:
-        actions = None if self.actions is None else list(self.actions)
-        return replace(self, actions=actions, rewards=list(self.rewards))
 
 
 class CarlaEnv(gymnasium.Env[Any, Any]):
@@ -108,8 +75,8 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         self.reward_type = reward_type
         self.render_mode = render_mode
         self.exclusive = exclusive
-        self._episode: _Episode | None = None
-        self._snapshots: dict[str, _Episode] = {}
+        self._episode: Episode | None = None
+        self._snapshots: dict[str, Episode] = {}
         self.service_info: dict[str, Any] = {}
         """What /info says: the simulator, its spaces, what snapshots bring back and what they lose."""
         try:
@@ -139,7 +106,7 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         self._episode = None
         content = {"seed": None if seed is None else int(seed), "options": wanted}
         answer = self._post("/reset", content, repeatable=seed is not None)
-        self._episode = _Episode(answer["episode_id"], None if seed is None else int(seed), wanted)
+        self._episode = Episode(answer["episode_id"], None if seed is None else int(seed), wanted)
         return self._observation(answer["observation"]), info_from_json(answer["info"])
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -196,7 +163,7 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         """Go back to a snapshot, as often as wanted: its observation and info, as `reset` returns them."""
         answer = self._post("/snapshot/restore", {"snapshot_id": snapshot_id}, repeatable=True)
         step = int(answer["step"])
-        unknown = _Episode(answer["episode_id"], steps=step // self.frame_skip, actions=None)
+        unknown = Episode(answer["episode_id"], steps=step // self.frame_skip, actions=None)
         self._episode = self._snapshots.get(snapshot_id, unknown).copy()
         self._episode.id, self._episode.service_step = answer["episode_id"], step
         return self._observation(answer["observation"]), info_from_json(answer["info"])
@@ -216,11 +183,7 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
 
     def encode_action(self, action: Any) -> Any:
         """`action` as JSON; `ValueError` names what is not in the action space."""
-        value = _cast(self.action_space, action)
-        encoded = value_to_json(self.action_space, value, ("action",))
-        for outside in out_of_bounds(self.action_space, value, ("action",)):
-            raise outside
-        return encoded
+        return action_to_json(self.action_space, action)
 
     def _learn(self) -> None:
         self.service_info = self._client.get("/info")
@@ -240,12 +203,12 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
             advice = "that is a matter of its configuration, when it is started"
             raise ValueError(f"reward_type: expected {self.reward_type!r} of {self.server_url}, but {known}; {advice}")
 
-    def _standing(self) -> _Episode:
+    def _standing(self) -> Episode:
         if self._episode is None:
             raise gymnasium.error.ResetNeeded("no episode is under way: call reset() first")
         return self._episode
 
-    def _step_once(self, episode: _Episode, action: Any) -> dict[str, Any]:
+    def _step_once(self, episode: Episode, action: Any) -> dict[str, Any]:
         content = {"action": action, "episode_id": episode.id, "step": episode.service_step + 1}
         try:
             answer = self._post("/step", content, repeatable=True)
@@ -288,28 +251,3 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
             raise ServiceError(
                 f"its answer is not in its own observation space: {error}", url=self.server_url
             ) from None
-
-
-def _cast(space: gymnasium.Space[Any], action: Any) -> Any:
-    """`action` with numbers of the dtype of `space`, where they fit: a policy's float64 are float32 to a simulator."""
-    if isinstance(space, spaces.Dict) and isinstance(action, Mapping):
-        return {key: _cast(space.spaces[key], part) if key in space.spaces else part for key, part in action.items()}
-    if isinstance(space, spaces.Tuple) and isinstance(action, tuple | list) and len(action) == len(space.spaces):
-        return tuple(_cast(part, value) for part, value in zip(space.spaces, action, strict=True))
-    if not isinstance(space, ARRAY_SPACES):
-        return action
-    array, dtype = np.asarray(action), np.dtype(space.dtype)
-    if array.dtype.kind not in "fiub" or (dtype.kind != "f" and array.dtype.kind == "f"):
-        return array
-    with np.errstate(over="ignore"):
-        converted = array.astype(dtype)
-    return converted if dtype.kind == "f" or (converted == array).all() else array
-
-
-def plain(value: Any) -> Any:
-    """`value` with NumPy's numbers and arrays as Python's, so that it can be written as JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -82,6 +82,13 @@ class ManagedService:
         }
 
     def _run(self) -> None:
+        try:
+            self._keep_alive()
+        except BaseException as error:
+            self.state, self.reason = State.FAILED, f"it is not watched any more: {error!r}"
+            raise
+
+    def _keep_alive(self) -> None:
         # A child gets SIGTERM when the thread that made it ends, so this one makes it and waits for its end.
         settings, in_a_row, was_ready = self._settings, 0, False
         while True:

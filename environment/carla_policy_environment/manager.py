@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -31,7 +32,7 @@ class EnvironmentManager:
     `env` and `env_arguments`: what a Gymnasium simulator simulates; by default what the service does by default.
     `port`: the first of their ports, the others follow; 0 takes free ones. `gpus`: those of CUDA_VISIBLE_DEVICES, given
     to the services in turn. `service_options`: further options of every service. `log_dir`: where what they print
-    is kept; a temporary directory by default.
+    is kept; by default a temporary directory, which stays if a service has failed.
 
     With a `carla_port` the services simulate in CARLA: service i connects to port `carla_port` + 4 i and has Traffic
     Manager port `carla_traffic_port` + i. `carla_command` starts CARLA itself for each, and ends it; in it `{port}`
@@ -70,7 +71,7 @@ class EnvironmentManager:
             # CARLA may take longer to come up than a service waits for it.
             self._settings = replace(self._settings, retry_first_start=True)
         self.log_dir = Path(tempfile.mkdtemp(prefix="environment-services-")) if log_dir is None else log_dir
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._logs_are_temporary = log_dir is None
         self._slots: list[Slot] = []
         self._services: list[ManagedService] = []
         self._lock = threading.RLock()
@@ -101,6 +102,7 @@ class EnvironmentManager:
         wanted = _checked(services)
         with self._lock:
             self._count = wanted
+            self.log_dir.mkdir(parents=True, exist_ok=True)
             while len(self._slots) < wanted:
                 self._slots.append(self._allocation.slot(len(self._slots)))
             leaving = self._services[wanted:]
@@ -130,7 +132,10 @@ class EnvironmentManager:
         """End all services; returns when none of their processes is left."""
         with self._lock:
             leaving, self._services = self._services, []
+        well = not any(service.restarts or service.state is State.FAILED for service in leaving)
         _end(leaving)
+        if well and self._logs_are_temporary:
+            shutil.rmtree(self.log_dir, ignore_errors=True)
 
     def _make(self, slot: Slot) -> ManagedService:
         host = self._allocation.host

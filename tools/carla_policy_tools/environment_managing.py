@@ -100,7 +100,8 @@ def manage(
             reports = manager.report()
             manager.stop()
     if not as_json:
-        err.print(f"stopped; what they printed is in {manager.log_dir}", markup=False)
+        logs = f"; what they printed is in {manager.log_dir}" if manager.log_dir.exists() else ""
+        err.print(f"stopped{logs}", markup=False)
     raise typer.Exit(1 if any(report["state"] == "failed" for report in reports) else 0)
 
 
