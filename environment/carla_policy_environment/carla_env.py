@@ -139,7 +139,7 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         from PIL import Image
 
         with Image.open(io.BytesIO(self._client.get_bytes("/render"))) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
 
     def close(self) -> None:
         """Give the service back; a later `reset` takes it again."""
