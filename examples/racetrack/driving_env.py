@@ -7,6 +7,7 @@ negative is brake; positive steer turns right, as in CARLA's `VehicleControl`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ RAY_ANGLES_DEG = (-90, -60, -40, -20, -10, 0, 10, 20, 40, 60, 90)
 RAY_RANGE_M = 40.0
 LOOKAHEAD_M = (6.0, 12.0, 20.0)
 STEP_S = 0.1
+SUBSTEP_S = 0.05
 EPISODE_S = 60.0
 MAX_ACCELERATION_MPS2 = 5.0
 MAX_SPEED_MPS = 15.0
@@ -70,6 +72,7 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     step_s = STEP_S
+    substep_s = SUBSTEP_S
 
     def __init__(self, *, other_vehicles: int = 4, render_mode: str | None = None) -> None:
         self._env = gym.make(
@@ -85,7 +88,7 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
                     "steering_range": [-WHEEL_ANGLE_RAD, WHEEL_ANGLE_RAD],
                 },
                 "observation": {"type": "AttributesObservation", "attributes": ["time"]},
-                "simulation_frequency": 20,
+                "simulation_frequency": round(1 / SUBSTEP_S),
                 "policy_frequency": round(1 / STEP_S),
                 "duration": EPISODE_S,
                 "other_vehicles": other_vehicles,
@@ -116,15 +119,47 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._observe(), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        acceleration, steer = (float(value) for value in np.clip(action, -1.0, 1.0))
-        # Brakes hold a stopped car; they do not drive it backwards. The engine stops pulling at top speed.
-        strongest_brake = -self.vehicle.speed / STEP_S / MAX_ACCELERATION_MPS2
-        strongest_throttle = (MAX_SPEED_MPS - self.vehicle.speed) / STEP_S / MAX_ACCELERATION_MPS2
-        applied = float(np.clip(acceleration, min(strongest_brake, 0.0), max(strongest_throttle, 0.0)))
+        applied, steer = self._applicable(action, STEP_S)
         _, _, terminated, truncated, _ = self._env.step(np.array([applied, steer]))
-        steer_before, self._steer = self._steer, steer
+        return self._outcome([steer], terminated=terminated, truncated=truncated)
+
+    def step_in_parts(
+        self, actions: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """A step whose action changes on the way: `actions` `[2, 2]`, one for each `substep_s` of it.
+
+        With the same action throughout it is `step`. Each change of steering costs what it costs between steps.
+        """
+        inner: Any = self._env.unwrapped
+        inner.time += STEP_S
+        remaining_s = STEP_S
+        for action in actions:
+            inner.action_type.act(np.array(self._applicable(action, remaining_s)))
+            inner.road.act()
+            inner.road.step(SUBSTEP_S)
+            inner.steps += 1
+            remaining_s -= SUBSTEP_S
+        steers = [float(steer) for steer in np.clip(actions[:, 1], -1.0, 1.0)]
+        return self._outcome(steers, terminated=inner._is_terminated(), truncated=inner._is_truncated())
+
+    def _applicable(self, action: NDArray[np.floating[Any]], duration_s: float) -> tuple[float, float]:
+        """Acceleration and steer of `action` as the vehicle can execute them for so long.
+
+        Brakes hold a stopped car; they do not drive it backwards. The engine stops pulling at top speed.
+        """
+        acceleration, steer = (float(value) for value in np.clip(action, -1.0, 1.0))
+        strongest_brake = -self.vehicle.speed / duration_s / MAX_ACCELERATION_MPS2
+        strongest_throttle = (MAX_SPEED_MPS - self.vehicle.speed) / duration_s / MAX_ACCELERATION_MPS2
+        return float(np.clip(acceleration, min(strongest_brake, 0.0), max(strongest_throttle, 0.0))), steer
+
+    def _outcome(
+        self, steers: Sequence[float], *, terminated: bool, truncated: bool
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """What a step in which the wheel was turned to each of `steers` leads to."""
+        changes = sum(abs(after - before) for before, after in zip([self._steer, *steers], steers, strict=False))
+        self._steer = steers[-1]
         observation = self._observe()
-        reward = self._reward(abs(steer - steer_before), terminated=terminated)
+        reward = self._reward(changes, terminated=terminated)
         info = {"crashed": bool(self.vehicle.crashed), "on_road": bool(self.vehicle.on_road)}
         return observation, reward, terminated, truncated, info
 
