@@ -79,7 +79,24 @@ class Simulation:
 
     def step(self, controls: FloatArray) -> Transition:
         """Drive one step with `controls` `[3]`."""
-        observation, reward, terminated, truncated = self._environment.advance(self._action.native(controls))
+        return self._transition(*self._environment.advance(self._action.native(controls)))
+
+    @property
+    def substep_s(self) -> float | None:
+        """How finely the controls may change within a step, in simulated seconds; a whole step where it may not."""
+        own = getattr(self.env, "substep_s", None) if hasattr(self.env, "step_in_parts") else None
+        return float(own) if own else self.step_s
+
+    def step_in_parts(self, controls: FloatArray) -> Transition:
+        """Drive one step with the `controls` `[parts, 3]`, each for a `substep_s`; the same throughout are `step`."""
+        if all(np.array_equal(controls[0], part) for part in controls[1:]):
+            return self.step(controls[0])
+        actions = np.stack([self._action.native(part) for part in controls])
+        return self._transition(*self._environment.advance_in_parts(actions))
+
+    def _transition(
+        self, observation: NDArray[np.generic], reward: float, terminated: bool, truncated: bool
+    ) -> Transition:
         return Transition(self._row.of_observation(observation), reward, terminated, truncated, self._environment.info)
 
     @property

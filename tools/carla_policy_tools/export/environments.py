@@ -44,11 +44,20 @@ class Environment:
 
     def advance(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool]:
         """The next observation, the reward, terminated and truncated, after `action` `[dims]`."""
+        return self._advance(self.env.step, self._taken(action))
+
+    def advance_in_parts(self, actions: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool]:
+        """As `advance`, with the actions `[parts, dims]` one after another, for an environment with `step_in_parts`."""
+        return self._advance(self.env.step_in_parts, np.stack([self._taken(action) for action in actions]))
+
+    def _taken(self, action: NDArray[Any]) -> Any:
         space = self.env.action_space
-        taken = int(action[0]) if getattr(space, "n", 0) else action.reshape(space.shape).astype(space.dtype)
+        return int(action[0]) if getattr(space, "n", 0) else action.reshape(space.shape).astype(space.dtype)
+
+    def _advance(self, step: Callable[[Any], Any], taken: Any) -> tuple[NDArray[Any], float, bool, bool]:
         self.steps += 1
         with self._told(f"step {self.steps}"):
-            observation, reward, terminated, truncated, self.info = self.env.step(taken)
+            observation, reward, terminated, truncated, self.info = step(taken)
         return self._checked(observation), float(reward), bool(terminated), bool(truncated)
 
     def close(self) -> None:

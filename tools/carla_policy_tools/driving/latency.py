@@ -1,0 +1,306 @@
+"""Latency-aware evaluation: what late and lost actions cost a version, by fallback strategy.
+
+Every cell of the grid drives the same seeded episodes with the same losses, in simulated time. A cell's return is
+compared with the plain loop's (no latency, no loss) episode by episode: the intervals are Student's t of the mean, for
+the returns and for their paired differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from scipy import stats
+
+from carla_policy.policy import Policy
+from carla_policy_tools.driving.delayed import DEADLINE_S, Clock, Delay, drive_delayed
+from carla_policy_tools.driving.loop import FIRST_SEED
+from carla_policy_tools.driving.packaged import load_packaged
+from carla_policy_tools.driving.pilots import PolicyPilot
+from carla_policy_tools.driving.records import ENDINGS
+from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, Simulation, simulation_of
+from carla_policy_tools.driving.strategies import strategy_of
+
+CONFIDENCE = 0.95
+FORMAT = "carla-policy latency 1"
+METHOD = (
+    "Mean of the episodes' returns with Student's t interval at 95 %; differences to the plain loop (0 ms, no loss) are "
+    "paired, episode by episode on the same seed, and have the t interval of their mean. An answer is lost or not by the "
+    "episode's seed alone, so each loss contains the smaller ones."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is driven: `source` is an archive or an artifact's directory; seconds, and shares of lost answers.
+
+    Without a `deadline_s` an answer counts as lost after 50 ms, the vehicle client's own deadline, or after the latency
+    where that is longer. `step_s` is for environments that do not say how long their steps are.
+    """
+
+    source: Path
+    environment: str = DEFAULT_ENVIRONMENT
+    environment_arguments: str = "{}"
+    latencies_s: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2)
+    losses: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    strategies: tuple[str, ...] = ("brake", "hold", "decay")
+    episodes: int = 20
+    seed: int = FIRST_SEED
+    max_steps: int | None = None
+    deadline_s: float | None = None
+    step_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("latencies_s", "losses", "strategies"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name}: expected values that differ, got {', '.join(map(str, values)) or 'none'}")
+        for strategy in self.strategies:
+            strategy_of(strategy)
+        for latency_s in self.latencies_s:
+            for loss in self.losses:
+                self.delay(latency_s, loss)
+        if self.episodes < 1 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError(f"expected one episode and step at least, got {self.episodes} and {self.max_steps}")
+
+    def delay(self, latency_s: float, loss: float) -> Delay:
+        deadline_s = max(DEADLINE_S, latency_s) if self.deadline_s is None else self.deadline_s
+        return Delay(latency_s, loss, deadline_s)
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.episodes)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Every cell that has to be driven, the plain loop first; where no fallback ever acts one stands for all."""
+        delays = [self.delay(latency_s, loss) for loss in self.losses for latency_s in self.latencies_s]
+        found = [Condition(self.delay(0.0, 0.0), "")]
+        for delay in delays:
+            found += [Condition(delay, strategy) for strategy in (self.strategies if delay.needs_fallback else ("",))]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A delay and the strategy that acts without an answer; `""` where none ever does."""
+
+    delay: Delay
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode went; `fallback_share` of its steps ended with the fallback's action."""
+
+    seed: int
+    total_return: float
+    length: int
+    ending: str
+    fallback_share: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and the half-width of its 95 % interval; `None` of a single value, which has no interval."""
+
+    value: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Student's t. It holds for the mean of many returns, and roughly for few that are skewed by crashes."""
+        count = len(values)
+        if count < 2:
+            return cls(float(np.mean(values)), None)
+        error = float(np.std(values, ddof=1)) / math.sqrt(count)
+        return cls(float(np.mean(values)), error * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A condition's figures; `difference` is to the plain loop, paired."""
+
+    latency_s: float
+    loss: float
+    deadline_s: float
+    strategy: str
+    total_return: Mean
+    difference: Mean
+    endings: dict[str, int]
+    fallback_share: float
+    outcomes: tuple[Outcome, ...] = field(repr=False)
+
+    @property
+    def worse(self) -> bool:
+        """Certain at 95 % to be worse than the plain loop."""
+        half_width = self.difference.half_width
+        return half_width is not None and self.difference.value + half_width < 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All cells, as `Plan.conditions` orders them; the first is the plain loop."""
+
+    version: str
+    card_hash: str
+    plan: Plan
+    resolution_s: float
+    cells: tuple[Cell, ...]
+
+    @property
+    def rounded(self) -> dict[float, float]:
+        """Latencies and deadlines, in seconds, that the environment cannot resolve, and what they were rounded up to."""
+        clock = Clock(self.resolution_s)
+        asked = {*self.plan.latencies_s, *(cell.deadline_s for cell in self.cells)}
+        acted = {seconds: clock.ticks(seconds) * self.resolution_s for seconds in sorted(asked)}
+        return {seconds: real for seconds, real in acted.items() if not math.isclose(seconds, real, abs_tol=1e-9)}
+
+    def cell(self, latency_s: float, loss: float, strategy: str) -> Cell:
+        """The cell of these; that of any strategy where no fallback ever acts."""
+        return next(
+            cell
+            for cell in self.cells
+            if (cell.latency_s, cell.loss) == (latency_s, loss) and cell.strategy in (strategy, "")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object, with the outcome of every episode."""
+        plan = {**asdict(self.plan), "source": self.plan.source.name}
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "card_hash": self.card_hash,
+            "settings": plan,
+            "resolution_s": self.resolution_s,
+            "method": METHOD,
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation of such an object; `ValueError` if it has another format."""
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format: expected {FORMAT}, got {content.get('format')!r}: not what `latency` wrote")
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in content["settings"].items()}
+        plan = Plan(**{**settings, "source": Path(settings["source"])})
+        cells = tuple(
+            Cell(
+                **{
+                    **cell,
+                    "total_return": Mean(**cell["total_return"]),
+                    "difference": Mean(**cell["difference"]),
+                    "outcomes": tuple(Outcome(**outcome) for outcome in cell["outcomes"]),
+                }
+            )
+            for cell in content["cells"]
+        )
+        return cls(content["version"], content["card_hash"], plan, content["resolution_s"], cells)
+
+
+class Driver:
+    """Drives episodes of a plan, any condition, in this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.policy: Policy = load_packaged(plan.source)
+        self._simulation: Simulation = simulation_of(self.policy.card, plan.environment, plan.environment_arguments)
+        self.clock = Clock.of(self._simulation, plan.step_s)
+        self._pilot = PolicyPilot(self.policy)
+
+    def drive(self, condition: Condition, seed: int) -> Outcome:
+        fallback = strategy_of(condition.strategy or "brake")
+        episode = drive_delayed(
+            self._simulation, self._pilot, seed, condition.delay, fallback, self.clock, self._plan.max_steps
+        )
+        share = episode.count("fallback") / len(episode.steps)
+        return Outcome(seed, episode.total_return, len(episode.steps), episode.ending, share)
+
+    def close(self) -> None:
+        self._simulation.__exit__()
+
+
+class Progress(Protocol):
+    """Told of each episode that is over, of how many in all."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def evaluate(plan: Plan, processes: int = 2, on_episode: Progress = lambda done, total: None) -> Evaluation:
+    """Drive the grid. The result is the same with any number of `processes`; one drives in this process."""
+    driver, conditions = Driver(plan), plan.conditions
+    tasks = [(number, seed) for seed in plan.seeds for number in range(len(conditions))]
+    outcomes: dict[tuple[int, int], Outcome] = {}
+    try:
+        if processes == 1:
+            for number, seed in tasks:
+                outcomes[number, seed] = driver.drive(conditions[number], seed)
+                on_episode(len(outcomes), len(tasks))
+        else:
+            _drive_in_processes(plan, processes, tasks, outcomes, on_episode)
+    finally:
+        driver.close()
+    driven = [tuple(outcomes[number, seed] for seed in plan.seeds) for number in range(len(conditions))]
+    plain = [outcome.total_return for outcome in driven[0]]
+    cells = tuple(_cell(condition, own, plain) for condition, own in zip(conditions, driven, strict=True))
+    card = driver.policy.card
+    return Evaluation(card.version, card.card_hash, plan, driver.clock.tick_s, cells)
+
+
+def _cell(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[float]) -> Cell:
+    returns = [outcome.total_return for outcome in outcomes]
+    counted = Counter(outcome.ending or "stopped" for outcome in outcomes)
+    return Cell(
+        condition.delay.latency_s,
+        condition.delay.loss,
+        condition.delay.deadline_s,
+        condition.strategy,
+        Mean.of(returns),
+        Mean.of([own - other for own, other in zip(returns, plain, strict=True)]),
+        {ending: counted[ending] for ending in (*ENDINGS, "stopped") if counted[ending]},
+        float(np.mean([outcome.fallback_share for outcome in outcomes])),
+        outcomes,
+    )
+
+
+def _drive_in_processes(
+    plan: Plan,
+    processes: int,
+    tasks: Sequence[tuple[int, int]],
+    outcomes: dict[tuple[int, int], Outcome],
+    on_episode: Progress,
+) -> None:
+    # A fork would copy torch's threads in whatever state they are.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _prepare, (plan,))
+    try:
+        waiting = {pool.submit(_drive, number, seed): (number, seed) for number, seed in tasks}
+        for future in as_completed(waiting):
+            outcomes[waiting[future]] = future.result()
+            on_episode(len(outcomes), len(tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_driver: Driver | None = None
+_conditions: list[Condition] = []
+
+
+def _prepare(plan: Plan) -> None:
+    """In each process, once: a policy and a simulation of its own, on one thread."""
+    global _driver, _conditions
+    import torch
+
+    torch.set_num_threads(1)
+    _driver, _conditions = Driver(plan), plan.conditions
+
+
+def _drive(number: int, seed: int) -> Outcome:
+    assert _driver is not None
+    return _driver.drive(_conditions[number], seed)
