@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from carla_policy_tools.driving.pilots import Pilot
 from carla_policy_tools.driving.records import Episode, Step
@@ -14,7 +14,7 @@ FIRST_SEED = 10_000
 
 
 class Pace:
-    """Periods of `period_s` seconds from now on, or none at all: then nothing waits and nothing is late."""
+    """Periods of `period_s` seconds, or none at all: then nothing waits and nothing is late."""
 
     def __init__(self, period_s: float | None = None) -> None:
         self._period_s = period_s
@@ -23,6 +23,10 @@ class Pace:
     @property
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._started
+
+    def start(self) -> None:
+        """The first period begins now: what went before, such as a simulator's reset, makes none late."""
+        self._due = time.perf_counter()
 
     def wait(self) -> float:
         """Until the present period ends; by how many seconds that was missed. A missed one starts the next at once."""
@@ -33,22 +37,42 @@ class Pace:
         if remaining > 0:
             time.sleep(remaining)
             return 0.0
-        self._due = time.perf_counter()
+        self._due -= remaining
         return -remaining
 
 
 def drive_episodes(
-    simulation: Simulation, pilot: Pilot, seeds: Iterable[int], pace: Pace, max_steps: int | None = None
+    simulation: Simulation,
+    pilot: Pilot,
+    seeds: Iterable[int],
+    pace: Pace,
+    max_steps: int | None = None,
+    *,
+    on_step: Callable[[Episode], None] = lambda _: None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Episode]:
-    """Drive the episode of each seed; yields each episode as soon as it is over."""
+    """Drive the episode of each seed; yields each episode as soon as it is over.
+
+    `on_step` sees the episode after each step. Once `is_stopping`, the episode is yielded as far as it has come, and
+    no other begins.
+    """
     for number, seed in enumerate(seeds):
+        if is_stopping():
+            return
         episode = Episode(number, seed)
         pilot.begin()
         row = simulation.reset(seed)
-        while not episode.ending and len(episode.steps) != max_steps:
-            began, place = pace.elapsed_s, simulation.position
+        pace.start()
+        while not episode.ending and not is_stopping():
+            began, place, speed = pace.elapsed_s, simulation.position, simulation.speed
             answer = pilot.act(row)
+            asked = time.perf_counter()
             transition = simulation.step(answer.controls)
-            episode.steps.append(Step(began, row, answer, transition.reward, pace.wait(), place))
+            simulated_s = time.perf_counter() - asked
+            late_s = pace.wait()
+            episode.steps.append(Step(began, row, answer, transition.reward, late_s, place, simulated_s, speed))
             row, episode.ending = transition.row, transition.ending
+            if not episode.ending and len(episode.steps) == max_steps:
+                episode.ending = "max_steps"
+            on_step(episode)
         yield episode

@@ -36,5 +36,9 @@ class PolicyPilot:
         evaluation = policy.evaluate(rows, policy.preprocessor(rows), self._state)
         decision = policy.decide(policy.select(evaluation.parameters, deterministic=True, seed=0), evaluation)
         self._state = evaluation.next_state
-        changed = tuple(intervention.kind for intervention in decision.interventions)
-        return Answer(decision.controls[0], latency_s=time.perf_counter() - started, interventions=changed)
+        return Answer(
+            decision.controls[0],
+            latency_s=time.perf_counter() - started,
+            interventions=tuple(intervention.kind for intervention in decision.interventions),
+            version=policy.card.version,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from carla_policy.card import ModelCard
 from carla_policy.golden import FloatArray
 from carla_policy_tools.driving.vehicle import ControlledAction, ObservationRow
 from carla_policy_tools.export.environments import Environment, make_env
+from carla_policy_tools.paths import PROJECT
 
 DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 _COLLISION_KEYS = ("crashed", "collision", "collided")
@@ -40,7 +43,7 @@ class Transition:
             return ""
         if any(self.info.get(key) for key in _COLLISION_KEYS):
             return "collision"
-        if self.info.get("on_road") is False or self.info.get("off_road"):
+        if not self.info.get("on_road", True) or self.info.get("off_road"):
             return "off_road"
         return "terminated" if self.terminated else "completed"
 
@@ -57,8 +60,12 @@ class Simulation:
         self.env = self._environment.env
         self.name = self._environment.name
         layout = getattr(self.env.unwrapped, "action_layout", None)
-        self._row, self._action = ObservationRow.of(card), ControlledAction(card, layout)
-        self._check(card)
+        try:
+            self._row, self._action = ObservationRow.of(card), ControlledAction(card, layout)
+            self._check(card)
+        except BaseException:
+            self._environment.close()
+            raise
 
     def __enter__(self) -> Simulation:
         return self
@@ -105,10 +112,17 @@ class Simulation:
         place = self._environment.info.get("position")
         if place is None:
             place = getattr(getattr(self.env.unwrapped, "vehicle", None), "position", None)
-        if place is None or len(place) < 2:
+        try:
+            x, y = float(place[0]), float(place[1])
+        except (TypeError, ValueError, LookupError):
             return None
-        x, y = float(place[0]), float(place[1])
         return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+
+    @property
+    def speed(self) -> float | None:
+        """The speed of the environment's `vehicle`, in m/s; `None` where it has none that tells it."""
+        speed = getattr(getattr(self.env.unwrapped, "vehicle", None), "speed", None)
+        return float(speed) if isinstance(speed, int | float | np.number) and math.isfinite(speed) else None
 
     def picture(self) -> NDArray[np.uint8] | None:
         """The present scene `[height, width, 3]`; `None` where the environment was not made to render."""
@@ -125,13 +139,26 @@ class Simulation:
                 f"{self.name}: observes {space}; {card.version} wants {self._row.observed} numbers "
                 f"({', '.join(card.observation.names[:4])}, ...): name the environment that it was trained in"
             )
-        dims = 1 if getattr(actions, "n", 0) else int(np.prod(actions.shape))
-        if dims != self._action.dims:
+        shape, choices = getattr(actions, "shape", None), int(getattr(actions, "n", 0))
+        dims = None if shape is None else int(np.prod(shape))
+        if (choices, 1 if choices else dims) != (self._action.choices, self._action.dims):
+            wanted = f"{self._action.choices} choices" if self._action.choices else f"{self._action.dims} dimensions"
             raise ValueError(
-                f"{self.name}: takes actions {actions}; {card.version} acts in {self._action.dims} dimensions"
+                f"{self.name}: takes actions {actions}; {card.version} acts in {wanted}: name the environment that it "
+                "was trained in, or give yours an `action_layout` such as ('steer', 'throttle', 'brake')"
             )
 
 
 def simulation_of(card: ModelCard, name: str = DEFAULT_ENVIRONMENT, arguments: str = "{}") -> Simulation:
-    """The environment `name` (an id, `module:id` or `module:callable`), made with JSON `arguments`, for `card`."""
+    """The environment `name` (an id, `module:id` or `module:callable`), made with JSON `arguments`, for `card`.
+
+    `ValueError` says how to install what it needs.
+    """
+    needed = {"gymnasium": "gymnasium", **({"highway_env": "highway-env"} if name == DEFAULT_ENVIRONMENT else {})}
+    if missing := [package for module, package in needed.items() if importlib.util.find_spec(module) is None]:
+        raise ValueError(
+            f"driving in {name} needs {' and '.join(missing)}: run `make trainers`, or pip install -e '.[sb3,train]'"
+        )
+    if name == DEFAULT_ENVIRONMENT and str(PROJECT) not in sys.path:
+        sys.path.append(str(PROJECT))
     return Simulation(make_env(name, arguments), card)

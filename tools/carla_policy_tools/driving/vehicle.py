@@ -63,6 +63,11 @@ class ControlledAction:
     def dims(self) -> int:
         return 1 if self._table is not None else len(self._names)
 
+    @property
+    def choices(self) -> int:
+        """Rows of the action table; 0 where actions are continuous."""
+        return 0 if self._table is None else len(self._table)
+
     def native(self, controls: FloatArray) -> NDArray[np.float64]:
         """The action `[dims]` of `controls` `[3]`; with a table the number of the row that is nearest to them."""
         if self._table is not None:
