@@ -5,28 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import typer
 
 from carla_policy.version import parse_version
-from carla_policy_tools.addresses import LOOPBACK
+from carla_policy_tools.asked_server import KeyFile, Url, asked_server
 from carla_policy_tools.console import out, print_json
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name
 
-if TYPE_CHECKING:
-    from carla_policy_tools.lifecycle.endpoint import Endpoint
-    from carla_policy_tools.lifecycle.registry import RegistryFile
-    from carla_policy_tools.tokens import Tokens
-
 
 def predict(
     version: Annotated[str | None, typer.Argument(help="Version to ask; the promoted one by default.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Base URL for predictions; the store's own server's, else port 8080 here.")
-    ] = None,
+    url: Url = None,
     file: Annotated[
         Path | None, typer.Option(help="A request as JSON, or - for standard input.", allow_dash=True)
     ] = None,
@@ -38,10 +30,7 @@ def predict(
         bool, typer.Option("--stochastic", help="Sample the action instead of taking the mode.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of a stochastic answer.", min=0)] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="key_file.json of a server with --token-auth; the store's own server's is found."),
-    ] = None,
+    key_file: KeyFile = None,
     store: Store = MODEL_STORE,
     registry: Registry = None,
     as_json: Json = False,
@@ -52,23 +41,17 @@ def predict(
     `carla-policy predict --file request.json`
     """
     from carla_policy_tools import client
-    from carla_policy_tools.lifecycle.registry import RegistryFile
-    from carla_policy_tools.tokens import Tokens
 
     asked = parse_version(version) if version else None
     if file and (golden is not None or stochastic or seed is not None):
         raise typer.BadParameter("a file is sent as it is: write deterministic and seed into it", param_hint="--file")
     if seed is not None and not stochastic:
         raise typer.BadParameter("a seed matters to a sampled action only: add --stochastic", param_hint="--seed")
-    own = _own_server(RegistryFile.of(store, registry))
-    if url is None:
-        url = own.ports.url("inference") if own else f"http://{LOOPBACK}:8080"
-    url = url if "://" in url else f"http://{url}"
-    auth = Tokens(key_file, "inference") if key_file else _auth_of(url, own)
+    server = asked_server(url, key_file, store, registry)
     if file:
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     else:
-        source = store / archive_name(asked or client.promoted_version(url, auth))
+        source = store / archive_name(asked or client.promoted_version(server.url, server.auth))
         observations, recurrent = client.golden_observations(source)
         row = golden or 0
         if row >= len(observations):
@@ -77,7 +60,7 @@ def predict(
             observations[row : row + 1], deterministic=not stochastic, seed=seed, episode_start=recurrent
         )
         body = json.dumps(request).encode()
-    answer = client.predict(url, asked, body, auth)
+    answer = client.predict(server.url, asked, body, server.auth)
     if as_json:
         print_json(answer)
         return
@@ -85,25 +68,6 @@ def predict(
         out.print("  ".join(f"{name} {value:+.6f}" for name, value in action.items()))
     how = "deterministic" if answer["deterministic"] else f"seed {answer['seed']}"
     out.print(f"{answer['version']}, {how}, {answer['timingMs']:.3f} ms")
-
-
-def _own_server(registry_file: RegistryFile) -> Endpoint | None:
-    from carla_policy_tools.lifecycle.endpoint import find_server
-    from carla_policy_tools.lifecycle.registry import RegistryError
-
-    try:
-        return find_server(registry_file)
-    except RegistryError:
-        return None
-
-
-def _auth_of(url: str, server: Endpoint | None) -> Tokens | None:
-    """The keys of a registry's own server, if it asks for them: they are for nobody else at another `url`."""
-    if server is None:
-        return None
-    asked, own = urlsplit(url), urlsplit(server.ports.url("inference"))
-    hosts = {own.hostname, "localhost"} if own.hostname == LOOPBACK else {own.hostname}
-    return server.auth("inference") if asked.hostname in hosts and asked.port == own.port else None
 
 
 VERBS = (predict,)

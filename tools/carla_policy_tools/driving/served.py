@@ -37,7 +37,7 @@ class ServedPilot:
 
     def act(self, row: FloatArray) -> Answer:
         seed = None if self._random is None else int(self._random.integers(2**63))
-        action = self.client.act(row, deterministic=seed is None, seed=seed)
+        action = self.client.act(row.tolist(), deterministic=seed is None, seed=seed)
         return Answer(
             np.array([action.throttle, action.brake, action.steer], np.float32),
             action.source,
