@@ -32,6 +32,7 @@ VERBS = (
     *serving_commands.VERBS,
     *log_commands.VERBS,
     *prediction_command.VERBS,
+    *driving_commands.VERBS,
     *lifecycle_commands.VERBS,
     *routing_commands.VERBS,
     *benchmark_commands.VERBS,

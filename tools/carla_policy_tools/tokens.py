@@ -47,8 +47,13 @@ class Tokens(AuthBase):
         request.register_hook("response", self._once_more)  # type: ignore[no-untyped-call]
         return request
 
+    @property
+    def key(self) -> str:
+        """The key that holds now, for who cannot ask each time."""
+        return read_key(self._key_file, self._kind)
+
     def _header(self) -> str:
-        return f"Bearer {read_key(self._key_file, self._kind)}"
+        return f"Bearer {self.key}"
 
     def _once_more(self, response: requests.Response, **how: Any) -> requests.Response:
         """Ask again with the new key if keys were renewed while the request was on its way."""

@@ -109,7 +109,7 @@ class Simulation:
     @property
     def position(self) -> tuple[float, float] | None:
         """Where the vehicle is, in metres: the last info's `position`, or that of the environment's `vehicle`."""
-        place = self._environment.info.get("position")
+        place: Any = self._environment.info.get("position")
         if place is None:
             place = getattr(getattr(self.env.unwrapped, "vehicle", None), "position", None)
         try:
