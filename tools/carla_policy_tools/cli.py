@@ -33,6 +33,7 @@ VERBS = (
     *log_commands.VERBS,
     *prediction_command.VERBS,
     *driving_commands.VERBS,
+    *latency_command.VERBS,
     *lifecycle_commands.VERBS,
     *routing_commands.VERBS,
     *benchmark_commands.VERBS,

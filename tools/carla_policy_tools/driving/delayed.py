@@ -147,4 +147,5 @@ def drive_delayed(
         transition = simulation.step_in_parts(controls)
         episode.steps.append(Step(number * clock.step_s, row, actuator.current, transition.reward, 0.0, place))
         row, episode.ending = transition.row, transition.ending
+    episode.ending = episode.ending or "max_steps"
     return episode

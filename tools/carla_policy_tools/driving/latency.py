@@ -256,7 +256,7 @@ def evaluate(plan: Plan, processes: int = 2, on_episode: Progress = lambda done,
 
 def _cell(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[float]) -> Cell:
     returns = [outcome.total_return for outcome in outcomes]
-    counted = Counter(outcome.ending or "stopped" for outcome in outcomes)
+    counted = Counter(outcome.ending for outcome in outcomes)
     return Cell(
         condition.delay.latency_s,
         condition.delay.loss,
@@ -264,7 +264,7 @@ def _cell(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[f
         condition.strategy,
         Mean.of(returns),
         Mean.of([own - other for own, other in zip(returns, plain, strict=True)]),
-        {ending: counted[ending] for ending in (*ENDINGS, "stopped") if counted[ending]},
+        {ending: counted[ending] for ending in ENDINGS if counted[ending]},
         float(np.mean([outcome.fallback_share for outcome in outcomes])),
         outcomes,
     )
