@@ -138,14 +138,15 @@ def drive_delayed(
     pilot.begin()
     row = simulation.reset(seed)
     while not episode.ending and len(episode.steps) != max_steps:
-        number, place = len(episode.steps), simulation.position
+        number, place, speed = len(episode.steps), simulation.position, simulation.speed
         start = number * clock.parts
         answer = replace(pilot.act(row), latency_s=delay.latency_s)
         is_lost = chance.random() < delay.loss or latency > deadline
         actuator.expect(_Due(start + deadline, number, None) if is_lost else _Due(start + latency, number, answer))
         controls = np.stack([actuator.at(start + part) for part in range(clock.parts)])
         transition = simulation.step_in_parts(controls)
-        episode.steps.append(Step(number * clock.step_s, row, actuator.current, transition.reward, 0.0, place))
+        time_s, reward = number * clock.step_s, transition.reward
+        episode.steps.append(Step(time_s, row, actuator.current, reward, position=place, speed=speed))
         row, episode.ending = transition.row, transition.ending
     episode.ending = episode.ending or "max_steps"
     return episode

@@ -189,7 +189,9 @@ class Evaluation:
         """The evaluation of such an object; `ValueError` if it has another format."""
         if content.get("format") != FORMAT:
             raise ValueError(f"format: expected {FORMAT}, got {content.get('format')!r}: not what `latency` wrote")
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in content["settings"].items()}
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content["settings"].items()
+        }
         plan = Plan(**{**settings, "source": Path(settings["source"])})
         cells = tuple(
             Cell(

@@ -26,7 +26,9 @@ def latency(
         str | None,
         typer.Argument(help="A version of the store, an archive, or an artifact's directory; the promoted by default."),
     ] = None,
-    latencies: Annotated[str, typer.Option(help="Milliseconds from an observation to its action.")] = "0,50,100,150,200",
+    latencies: Annotated[
+        str, typer.Option(help="Milliseconds from an observation to its action.")
+    ] = "0,50,100,150,200",
     losses: Annotated[str, typer.Option(help="Percent of the answers that never come.")] = "0,5,10,20",
     strategies: Annotated[
         str, typer.Option(help="The vehicle client's fallbacks: brake, hold[:SECONDS], decay[:SECONDS].")

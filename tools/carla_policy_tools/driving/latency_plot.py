@@ -15,10 +15,13 @@ def plot_latency(evaluation: Evaluation, name: str = "latency") -> str:
     plan = evaluation.plan
     rows = -(-len(plan.losses) // _ROW)
     columns = min(len(plan.losses), _ROW)
-    with drawing(0.7 + 2.5 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False) as (figure, axes):
+    with drawing(0.7 + 2.5 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False) as (
+        figure,
+        axes,
+    ):
         plain = evaluation.cells[0].total_return.value
         for panel, loss in zip(axes.flat, sorted(plan.losses), strict=False):
-            panel.axhline(plain, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+            panel.axhline(plain, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="plain loop")
             panel.set_title(f"{100 * loss:g} % lost", fontsize=9)
             _draw_lines(panel, evaluation, loss)
         for panel in axes.flat[len(plan.losses) :]:
@@ -39,7 +42,7 @@ def _draw_lines(panel: object, evaluation: Evaluation, loss: float) -> None:
     lines = {name: [evaluation.cell(latency_s, loss, name) for latency_s in latencies] for name in plan.strategies}
     alike = all(not cell.strategy for cells in lines.values() for cell in cells)
     shown = {"all alike": next(iter(lines.values()))} if alike else lines
-    spread = 0.012 * 1e3 * (latencies[-1] - latencies[0])
+    spread = 0.02 * 1e3 * (latencies[-1] - latencies[0])
     for index, (strategy, cells) in enumerate(shown.items()):
         color, line, marker = (GREY, "-", "o") if alike else _LOOKS[index % len(_LOOKS)]
         # Side by side, so that intervals do not hide one another.

@@ -136,7 +136,10 @@ class Settings:
 
 @dataclass
 class Drive:
-    """All of a drive. `client` and `link` are what the client and the injected link counted, `notes` what was done."""
+    """All of a drive. `client` and `link` are what the client and the injected link counted, `notes` what was done.
+
+    `road` are the lines that bound the road, each of points in metres (`roads.borders_of`).
+    """
 
     settings: Settings
     episodes: list[Episode]
@@ -144,6 +147,7 @@ class Drive:
     client: Mapping[str, Any] = field(default_factory=dict)
     link: Mapping[str, Any] = field(default_factory=dict)
     stopped: bool = False
+    road: Sequence[Sequence[tuple[float, float]]] = ()
 
     @property
     def events(self) -> list[Event]:
@@ -168,6 +172,7 @@ class Drive:
             "link": dict(self.link),
             "stopped": self.stopped,
             "notes": [asdict(note) for note in self.notes],
+            "road": [[list(point) for point in line] for line in self.road],
             "episodes": [_episode_to_json(episode) for episode in self.episodes],
         }
 
@@ -186,6 +191,7 @@ class Drive:
             content["client"],
             content["link"],
             content["stopped"],
+            tuple(tuple((point[0], point[1]) for point in line) for line in content.get("road", ())),
         )
 
 
