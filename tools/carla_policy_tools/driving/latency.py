@@ -10,30 +10,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from carla_policy.policy import Policy
-from carla_policy_tools.driving.delayed import DEADLINE_S, Clock, Delay, drive_delayed
+from carla_policy_tools.driving.delayed import DEADLINE_S, Clock, Delay
 from carla_policy_tools.driving.loop import FIRST_SEED
-from carla_policy_tools.driving.packaged import load_packaged
-from carla_policy_tools.driving.pilots import PolicyPilot
 from carla_policy_tools.driving.records import ENDINGS
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, Simulation, simulation_of
+from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT
 from carla_policy_tools.driving.strategies import strategy_of
 
 CONFIDENCE = 0.95
 FORMAT = "carla-policy latency 1"
 METHOD = (
-    "Mean of the episodes' returns with Student's t interval at 95 %; differences to the plain loop (0 ms, no loss) are "
-    "paired, episode by episode on the same seed, and have the t interval of their mean. An answer is lost or not by the "
-    "episode's seed alone, so each loss contains the smaller ones."
+    "Means of the episodes' returns, with Student's t interval at 95 %. Differences to the plain loop (0 ms, no loss) "
+    "are paired, episode by episode on the same seed, and have the t interval of their mean. Which answers are lost "
+    "follows from the episode's seed alone, so each loss contains the smaller ones."
 )
 
 
@@ -157,7 +152,7 @@ class Evaluation:
 
     @property
     def rounded(self) -> dict[float, float]:
-        """Latencies and deadlines, in seconds, that the environment cannot resolve, and what they were rounded up to."""
+        """The seconds asked for that the environment cannot resolve, and what they were rounded up to."""
         clock = Clock(self.resolution_s)
         asked = {*self.plan.latencies_s, *(cell.deadline_s for cell in self.cells)}
         acted = {seconds: clock.ticks(seconds) * self.resolution_s for seconds in sorted(asked)}
@@ -189,7 +184,7 @@ class Evaluation:
         """The evaluation of such an object; `ValueError` if it has another format."""
         if content.get("format") != FORMAT:
             raise ValueError(f"format: expected {FORMAT}, got {content.get('format')!r}: not what `latency` wrote")
-        settings = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content["settings"].items()
         }
         plan = Plan(**{**settings, "source": Path(settings["source"])})
@@ -207,56 +202,8 @@ class Evaluation:
         return cls(content["version"], content["card_hash"], plan, content["resolution_s"], cells)
 
 
-class Driver:
-    """Drives episodes of a plan, any condition, in this process."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.policy: Policy = load_packaged(plan.source)
-        self._simulation: Simulation = simulation_of(self.policy.card, plan.environment, plan.environment_arguments)
-        self.clock = Clock.of(self._simulation, plan.step_s)
-        self._pilot = PolicyPilot(self.policy)
-
-    def drive(self, condition: Condition, seed: int) -> Outcome:
-        fallback = strategy_of(condition.strategy or "brake")
-        episode = drive_delayed(
-            self._simulation, self._pilot, seed, condition.delay, fallback, self.clock, self._plan.max_steps
-        )
-        share = episode.count("fallback") / len(episode.steps)
-        return Outcome(seed, episode.total_return, len(episode.steps), episode.ending, share)
-
-    def close(self) -> None:
-        self._simulation.__exit__()
-
-
-class Progress(Protocol):
-    """Told of each episode that is over, of how many in all."""
-
-    def __call__(self, done: int, total: int) -> None: ...
-
-
-def evaluate(plan: Plan, processes: int = 2, on_episode: Progress = lambda done, total: None) -> Evaluation:
-    """Drive the grid. The result is the same with any number of `processes`; one drives in this process."""
-    driver, conditions = Driver(plan), plan.conditions
-    tasks = [(number, seed) for seed in plan.seeds for number in range(len(conditions))]
-    outcomes: dict[tuple[int, int], Outcome] = {}
-    try:
-        if processes == 1:
-            for number, seed in tasks:
-                outcomes[number, seed] = driver.drive(conditions[number], seed)
-                on_episode(len(outcomes), len(tasks))
-        else:
-            _drive_in_processes(plan, processes, tasks, outcomes, on_episode)
-    finally:
-        driver.close()
-    driven = [tuple(outcomes[number, seed] for seed in plan.seeds) for number in range(len(conditions))]
-    plain = [outcome.total_return for outcome in driven[0]]
-    cells = tuple(_cell(condition, own, plain) for condition, own in zip(conditions, driven, strict=True))
-    card = driver.policy.card
-    return Evaluation(card.version, card.card_hash, plan, driver.clock.tick_s, cells)
-
-
-def _cell(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[float]) -> Cell:
+def cell_of(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[float]) -> Cell:
+    """The figures of `outcomes`; `plain` are the returns of the plain loop on the same seeds."""
     returns = [outcome.total_return for outcome in outcomes]
     counted = Counter(outcome.ending for outcome in outcomes)
     return Cell(
@@ -270,39 +217,3 @@ def _cell(condition: Condition, outcomes: tuple[Outcome, ...], plain: Sequence[f
         float(np.mean([outcome.fallback_share for outcome in outcomes])),
         outcomes,
     )
-
-
-def _drive_in_processes(
-    plan: Plan,
-    processes: int,
-    tasks: Sequence[tuple[int, int]],
-    outcomes: dict[tuple[int, int], Outcome],
-    on_episode: Progress,
-) -> None:
-    # A fork would copy torch's threads in whatever state they are.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _prepare, (plan,))
-    try:
-        waiting = {pool.submit(_drive, number, seed): (number, seed) for number, seed in tasks}
-        for future in as_completed(waiting):
-            outcomes[waiting[future]] = future.result()
-            on_episode(len(outcomes), len(tasks))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_driver: Driver | None = None
-_conditions: list[Condition] = []
-
-
-def _prepare(plan: Plan) -> None:
-    """In each process, once: a policy and a simulation of its own, on one thread."""
-    global _driver, _conditions
-    import torch
-
-    torch.set_num_threads(1)
-    _driver, _conditions = Driver(plan), plan.conditions
-
-
-def _drive(number: int, seed: int) -> Outcome:
-    assert _driver is not None
-    return _driver.drive(_conditions[number], seed)

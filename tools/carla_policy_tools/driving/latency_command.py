@@ -154,7 +154,7 @@ def remarks(found: Evaluation) -> list[str]:
 
 
 def _endings(cell: Cell) -> str:
-    """`terminated` is whatever else ended an episode, such as leaving the road where the environment does not say so."""
+    """What else ended an episode stands beside, such as leaving the road where the environment does not say so."""
     count = cell.endings.get
     driven = count("completed", 0) + count("max_steps", 0)
     other = f"/{count('terminated')} other" if count("terminated") else ""
@@ -172,7 +172,11 @@ def _source(version: str | None, store: Path, registry: Path | None) -> Path:
     if version is not None and (version.endswith(".mar") or Path(version).is_dir()):
         return Path(version)
     if version is None:
-        return store / archive_name(RegistryFile.of(store, registry).read().promoted)
+        file = RegistryFile.of(store, registry)
+        promoted = file.read().promoted
+        if promoted is None:
+            raise ValueError(f"{file.path}: no version is promoted: name one")
+        version = promoted
     return store / archive_name(parse_version(version))
 
 
@@ -186,7 +190,7 @@ def _numbers(option: str, text: str) -> list[float]:
 def _with_progress(plan: Plan, processes: int) -> Evaluation:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from carla_policy_tools.driving.latency import evaluate
+    from carla_policy_tools.driving.latency_grid import evaluate
 
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} episodes"), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from carla_policy_client.actions import FULL_BRAKE, Action
-from carla_policy_client.fallbacks import Decay, Fallback, Fixed, Hold
 
 from carla_policy.golden import FloatArray
+from carla_policy_client.actions import FULL_BRAKE, Action
+from carla_policy_client.fallbacks import Decay, Fallback, Fixed, Hold
 from carla_policy_tools.driving import delayed
 
 HOLD_S, DECAY_S = 0.5, 1.0
@@ -33,7 +33,7 @@ def strategy_of(name: str) -> delayed.Fallback:
     fallback = client_fallback(name)
 
     def controls(last: FloatArray | None, age_s: float) -> FloatArray:
-        before = None if last is None else Action(*map(float, last))
+        before = None if last is None else Action(float(last[0]), float(last[1]), float(last[2]))
         action = fallback.action(before, age_s)
         return np.array([action.throttle, action.brake, action.steer], np.float32)
 
