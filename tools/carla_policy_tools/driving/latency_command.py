@@ -10,15 +10,12 @@ import typer
 
 from carla_policy.version import parse_version
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.driving.latency_table import Section, remarks_of, sections_of
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from carla_policy_tools.driving.latency import Cell, Evaluation, Mean, Plan
-
-LATENCY_FILE = "latency.json"
+    from carla_policy_tools.driving.latency import Evaluation, Plan
 
 
 def latency(
@@ -87,83 +84,21 @@ def latency(
     if as_json:
         print_json({**found.to_json(), "written": [str(path) for path in written]})
         return
-    for table in tables(found):
-        out.print(table)
-        out.print()
-    for line in remarks(found):
+    for section in sections_of(found):
+        out.print("\n".join([*lines_of(section), ""]), markup=False)
+    for line in remarks_of(found):
         out.print(line, markup=False)
     for path in written:
         out.print(f"wrote {path}", markup=False)
 
 
-def tables(found: Evaluation) -> list[Table]:
-    """Returns, differences to the plain loop, and how episodes ended: a row for each loss and strategy."""
-    from rich.table import Table
-
-    made = []
-    kinds = {
-        "mean return": lambda cell: _mean(cell.total_return),
-        "difference to the plain loop; * is certainly worse": lambda cell: (
-            f"{_mean(cell.difference, signed=True)}{'*' if cell.worse else ' '}"
-        ),
-        "driven to the end/collisions/off the road": _endings,
-    }
-    for title, text in kinds.items():
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 1), title_style="bold")
-        table.add_column("lost", justify="right", no_wrap=True)
-        table.add_column("fallback", no_wrap=True)
-        for latency_s in found.plan.latencies_s:
-            table.add_column(f"{1e3 * latency_s:g} ms", justify="right", no_wrap=True)
-        for loss, strategy, cells in rows_of(found):
-            table.add_row(f"{100 * loss:g} %", strategy, *map(text, cells))
-        made.append(table)
-    return made
-
-
-def rows_of(found: Evaluation) -> list[tuple[float, str, list[Cell]]]:
-    """Loss, strategy, and the cells by latency; one row for all strategies where none of them ever acts."""
-    rows = []
-    for loss in found.plan.losses:
-        for strategy in found.plan.strategies:
-            cells = [found.cell(latency_s, loss, strategy) for latency_s in found.plan.latencies_s]
-            if all(not cell.strategy for cell in cells):
-                rows.append((loss, "any", cells))
-                break
-            rows.append((loss, strategy, cells))
-    return rows
-
-
-def remarks(found: Evaluation) -> list[str]:
-    """What the figures are of, and where the environment is coarser than what was asked."""
-    from carla_policy_tools.driving.latency import METHOD
-
-    plan = found.plan
-    cut = f" of at most {plan.max_steps} steps" if plan.max_steps else ""
-    said = "50 ms, or the latency where that is longer" if plan.deadline_s is None else f"{1e3 * plan.deadline_s:g} ms"
-    lines = [
-        f"{found.version} in {plan.environment}, in this process and in simulated time; {plan.episodes} episodes{cut}, "
-        f"seeds from {plan.seed}. Without an answer after {said} the fallback acts.",
-        METHOD,
-    ]
-    for asked, real in found.rounded.items():
-        lines.append(
-            f"{1e3 * asked:g} ms were rounded up to {1e3 * real:g} ms: the environment resolves "
-            f"{1e3 * found.resolution_s:g} ms."
-        )
-    return lines
-
-
-def _endings(cell: Cell) -> str:
-    """What else ended an episode stands beside, such as leaving the road where the environment does not say so."""
-    count = cell.endings.get
-    driven = count("completed", 0) + count("max_steps", 0)
-    other = f"/{count('terminated')} other" if count("terminated") else ""
-    return f"{driven}/{count('collision', 0)}/{count('off_road', 0)}{other}"
-
-
-def _mean(mean: Mean, *, signed: bool = False) -> str:
-    value = f"{mean.value:+.1f}" if signed else f"{mean.value:.1f}"
-    return value if mean.half_width is None else f"{value} ±{mean.half_width:.1f}"
+def lines_of(section: Section) -> list[str]:
+    """The table as text: as wide as it has to be, since a figure that is cut would be another one."""
+    rows = [section.header, *section.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(section.header))]
+    sides = ["<" if name == "fallback" else ">" for name in section.header]
+    cells = [[f"{value:{side}{width}}" for value, side, width in zip(row, sides, widths, strict=True)] for row in rows]
+    return [section.title, *("  ".join(["", *row]).rstrip() for row in cells)]
 
 
 def _source(version: str | None, store: Path, registry: Path | None) -> Path:
@@ -200,12 +135,13 @@ def _with_progress(plan: Plan, processes: int) -> Evaluation:
 
 def _write(found: Evaluation, directory: Path) -> list[Path]:
     from carla_policy_tools.driving.latency_plot import plot_latency
+    from carla_policy_tools.driving.report import LATENCY_FILE, write_latency_section
 
     directory.mkdir(parents=True, exist_ok=True)
     content, plot = directory / LATENCY_FILE, directory / "latency.svg"
-    content.write_text(json.dumps(found.to_json()))
-    plot.write_text(plot_latency(found))
-    return [content, plot]
+    content.write_text(json.dumps(found.to_json()), encoding="utf-8")
+    plot.write_text(plot_latency(found), encoding="utf-8")
+    return [content, plot, write_latency_section(found, directory)]
 
 
 VERBS = (latency,)
