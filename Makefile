@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 ARTIFACTS := $(wildcard artifacts/v*)
-DRILLS := stop health broken flips cycles kills workers hang overload operators soak
+DRILLS := stop health drive broken flips cycles kills workers hang overload operators soak
 
 # One lock for Python 3.10 to 3.12, with markers where they need different versions.
 # torch is pinned in setup.cfg: a lock would fix one of its CPU and CUDA builds for everybody.

@@ -15,6 +15,7 @@ from benchmarks.drills import (
     breaking,
     crashing,
     cycling,
+    driving,
     flipping,
     hanging,
     killing,
@@ -28,6 +29,8 @@ from benchmarks.drills.growth_plot import check_plot
 from benchmarks.drills.report import Report
 from benchmarks.load import PACE, Pace
 from carla_policy_tools.console import err, print_json
+from carla_policy_tools.driving.session import Plan
+from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT
 from carla_policy_tools.options import Json
 
 app = typer.Typer(
@@ -252,6 +255,31 @@ def health(
     Example: `python -m benchmarks.drills health`
     """
     _run(lambda archives: ailing.run(archives, rounds=rounds), as_json)
+
+
+@app.command()
+def drive(
+    env: Annotated[str, typer.Option(help="Gymnasium environment to drive in.")] = DEFAULT_ENVIRONMENT,
+    env_arguments: Annotated[str, typer.Option(help="Its arguments, as a JSON object.")] = "{}",
+    hz: Annotated[float | None, typer.Option(help="Steps a second; the environment's own by default.", min=1)] = None,
+    deadline: Annotated[float, typer.Option(help="Milliseconds until the fallback acts.", min=1)] = 50.0,
+    fallback: Annotated[str, typer.Option(help="brake, hold[:SECONDS] or decay[:SECONDS].")] = "brake",
+    seconds: Annotated[float, typer.Option(help="How long each fault lasts.", min=0)] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Drive in real time while the server is killed, frozen, cut off, garbled and late; the vehicle must not notice.
+
+    Example: `python -m benchmarks.drills drive --seconds 1`
+    """
+    plan = Plan(
+        "",
+        environment=env,
+        environment_arguments=env_arguments,
+        period_s=1 / hz if hz else 0.0,
+        deadline_s=deadline / 1e3,
+        fallback=fallback,
+    )
+    _run(lambda archives: driving.run(archives, plan, seconds=seconds), as_json, [FIRST])
 
 
 def _run(drill: Callable[[Archives], Report], as_json: bool, versions: Sequence[str] = (FIRST, SECOND)) -> None:

@@ -109,6 +109,10 @@ class Report:
             table.add_row(name, str(span.requests), f"{span.rate:.0f}", *counts, *numbers)
         out.print(f"{self.drill}: {self.faults} faults")
         out.print(table)
+        self.print_rest()
+
+    def print_rest(self) -> None:
+        """What follows the table: recovery, facts, and what went wrong."""
         if self.recovery_s:
             out.print(f"seconds to recover: median {_median(self.recovery_s):.2f}, longest {max(self.recovery_s):.2f}")
         for name, value in self.facts.items():

@@ -37,8 +37,8 @@ class Plan:
     """What to drive, and how.
 
     `version` `None` is the promoted one. `period_s` is that of a loop that keeps time, 0 for the environment's own
-    step, `None` for one that does not keep it. `conditions` are of a link that is put between client and server, `None` for
-    none. `seed` is that of the first episode, and of all that the link draws.
+    step, `None` for one that does not keep it. `conditions` are of a link that is put between client and server,
+    `None` for none. `seed` is that of the first episode, and of all that the link draws.
     """
 
     url: str
@@ -120,11 +120,13 @@ class Session:
     ) -> None:
         self._opened.close()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str) -> Event:
         """Write down what is done to the drive at this moment; from any thread."""
         episodes = self.drive.episodes
         number, step = (episodes[-1].number, len(episodes[-1].steps)) if episodes else (0, 0)
-        self.drive.notes.append(Event(number, step, self._pace.elapsed_s, "note", text))
+        event = Event(number, step, self._pace.elapsed_s, "note", text)
+        self.drive.notes.append(event)
+        return event
 
     def run(
         self, on_step: Callable[[Episode], None] = lambda _: None, is_stopping: Callable[[], bool] = lambda: False
