@@ -48,6 +48,8 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    # RDF is no part of HTML.
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     # Ids are unique within a figure only; a page has several.
     text = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

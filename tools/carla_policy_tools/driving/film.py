@@ -1,7 +1,7 @@
 """Pictures of a drive: a filmstrip and a short video of an episode, filmed after the drive so as not to disturb it.
 
-The episode is driven again, with the controls on record, in an environment that renders. What is observed has to be what
-was observed then, bit by bit: an environment that does not follow its seed is filmed as far as it does.
+The episode is driven again, with the controls on record, in an environment that renders. What is observed has to be
+what was observed then, bit by bit: an environment that does not follow its seed is filmed as far as it does.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from carla_policy.card import ModelCard
-from carla_policy_tools.driving.records import Episode
+from carla_policy_tools.driving.records import Drive, Episode, spread_by_return
 from carla_policy_tools.driving.simulation import Simulation, simulation_of
 
-FRAMES, VIDEO_FRAMES = 8, 150
+FRAMES, VIDEO_FRAMES = 6, 150
 VIDEO_WIDTH, FRAME_WIDTH = 320, 240
 MAX_EMBEDDED_BYTES = 4 << 20
 """Of a video in the report; a larger one lies beside it."""
@@ -34,8 +34,8 @@ _COLORS = 64
 class Film:
     """Pictures `[height, width, 3]` of an episode, before the steps of these numbers.
 
-    `complete` is whether the environment followed the record to its end. `seconds` is what was simulated of the episode,
-    `None` if nobody knows.
+    `complete` is whether the environment followed the record to its end. `seconds` is how long the episode was in the
+    simulation, `None` if nobody knows.
     """
 
     episode: int
@@ -52,17 +52,25 @@ def rendering_simulation(card: ModelCard, environment: str, arguments: str = "{}
 
     Raises `ExportError` where it takes no `render_mode`, and `ValueError` where it does not render with it.
     """
-    before = os.environ.get("SDL_VIDEODRIVER")
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    try:
+    with _offscreen():
         keywords = {**json.loads(arguments), "render_mode": "rgb_array"}
         with simulation_of(card, environment, json.dumps(keywords)) as simulation:
             if getattr(simulation.env, "render_mode", None) != "rgb_array":
                 raise ValueError(f"--env {environment}: has no render_mode rgb_array, so there is nothing to film")
             yield simulation
+
+
+@contextmanager
+def _offscreen() -> Iterator[None]:
+    """SDL draws without a window. Its driver `dummy` would do, but there highway-env paints all of it black."""
+    before = os.environ.get("SDL_VIDEODRIVER")
+    os.environ["SDL_VIDEODRIVER"] = "offscreen"
+    try:
+        yield
     finally:
-        if before is None:
-            os.environ.pop("SDL_VIDEODRIVER", None)
+        os.environ.pop("SDL_VIDEODRIVER")
+        if before is not None:
+            os.environ["SDL_VIDEODRIVER"] = before
 
 
 def film(simulation: Simulation, episode: Episode, most: int = VIDEO_FRAMES) -> Film:
@@ -82,6 +90,14 @@ def film(simulation: Simulation, episode: Episode, most: int = VIDEO_FRAMES) -> 
         row = simulation.step(step.answer.controls).row
     seconds = len(episode.steps) * simulation.step_s if simulation.step_s else None
     return Film(episode.number, episode.seed, tuple(pictures), tuple(taken), complete, seconds)
+
+
+def film_drive(card: ModelCard, drive: Drive, most: int = 2) -> list[Film]:
+    """So many of its episodes, evenly from the worst to the best return; raises as `rendering_simulation` does."""
+    settings = drive.settings
+    arguments = json.dumps(dict(settings.environment_arguments))
+    with rendering_simulation(card, settings.environment, arguments) as simulation:
+        return [film(simulation, episode) for episode in spread_by_return(drive.episodes, most)]
 
 
 def write_films(films: Sequence[Film], directory: Path, *, filmstrip: bool = True, video: bool = True) -> list[Path]:
@@ -110,20 +126,25 @@ def write_films(films: Sequence[Film], directory: Path, *, filmstrip: bool = Tru
 def found_films(directory: Path) -> list[Path]:
     """What `write_films` left there, by episode."""
     found = [path for name in _NAMES for path in directory.glob(name)]
-    return sorted(found, key=lambda path: (len(path.stem), path.stem, path.suffix))
+    return sorted(found, key=_episode_and_kind)
+
+
+def _episode_and_kind(path: Path) -> tuple[int, str, str]:
+    kind, _, number = path.stem.partition("-")
+    return int(number) if number.isdecimal() else 0, kind, path.suffix
 
 
 def strip_of(film: Film, frames: int = FRAMES) -> Image.Image:
     """So many pictures side by side, evenly over the episode, each with the number of its step."""
     chosen = np.linspace(0, len(film.pictures) - 1, min(frames, len(film.pictures))).round().astype(int)
     height = max(1, round(film.pictures[0].height * FRAME_WIDTH / film.pictures[0].width))
-    label, gap = 18, 4
+    label, gap = 24, 4
     strip = Image.new("RGB", (len(chosen) * (FRAME_WIDTH + gap) - gap, height + label), "white")
     pen = ImageDraw.Draw(strip)
     for place, index in enumerate(chosen):
         left = place * (FRAME_WIDTH + gap)
         strip.paste(film.pictures[index].resize((FRAME_WIDTH, height)), (left, label))
-        pen.text((left, 2), f"step {film.steps[index]}", fill="#222222", font_size=13)
+        pen.text((left, 2), f"step {film.steps[index]}", fill="#222222", font_size=17)
     return strip
 
 

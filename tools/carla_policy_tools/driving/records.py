@@ -234,6 +234,14 @@ def _kinds(step: Step) -> Iterator[tuple[str, tuple[str, str]]]:
         yield "late", ("", "")
 
 
+def spread_by_return(episodes: Sequence[Episode], most: int) -> list[Episode]:
+    """At most so many of them, evenly from the worst to the best return, in the order in which they were driven."""
+    ordered = sorted((one for one in episodes if one.steps), key=lambda episode: (episode.total_return, episode.number))
+    if len(ordered) > most:
+        ordered = [ordered[index] for index in np.linspace(0, len(ordered) - 1, most).round().astype(int)]
+    return sorted(ordered, key=lambda episode: episode.number)
+
+
 def reasons_of(episodes: Sequence[Episode]) -> dict[str, int]:
     """How many steps had which reason for not being the policy's, the most frequent first."""
     steps = (step for episode in episodes for step in episode.steps if step.answer.source != "policy")

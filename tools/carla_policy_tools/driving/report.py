@@ -18,15 +18,15 @@ from carla_policy_tools.driving.latency import Evaluation
 from carla_policy_tools.driving.latency_plot import plot_latency
 from carla_policy_tools.driving.latency_table import remarks_of, sections_of
 from carla_policy_tools.driving.printing import figures
-from carla_policy_tools.driving.records import Drive, Episode, Settings
+from carla_policy_tools.driving.records import Drive, Episode, Settings, spread_by_return
 from carla_policy_tools.driving.report_plots import (
+    MARKED,
     PANELS,
     ending_of,
     plot_course,
     plot_latencies,
     plot_timeline,
     plot_trajectories,
-    spread_by_return,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -37,7 +37,7 @@ COURSES, MAX_EVENTS, MAX_EPISODES = 3, 200, 2_000
 
 @dataclass(frozen=True)
 class Picture:
-    """A file in the report's directory; `data` is its content as a URL where it is small enough to stand in the page."""
+    """A file beside the report; `data` is its content as a URL, where it is small enough to stand in the page."""
 
     name: str
     kind: str
@@ -114,7 +114,7 @@ def _drive_context(drive: Drive) -> dict[str, Any]:
     courses = spread_by_return(drive.episodes, COURSES)
     helped = max(drive.episodes, key=lambda episode: len(episode.steps) - episode.count("policy"), default=None)
     if helped and helped not in courses and helped.count("policy") < len(helped.steps):
-        courses.append(helped)
+        courses = sorted([*courses, helped], key=lambda episode: episode.number)
     return {
         "settings": drive.settings,
         "stopped": drive.stopped,
@@ -125,6 +125,7 @@ def _drive_context(drive: Drive) -> dict[str, Any]:
         "courses": [(episode, plot_course(episode, drive.settings)) for episode in courses],
         "timeline": plot_timeline(drive),
         "latencies": plot_latencies(drive),
+        "marks_episodes": len(drive.episodes) <= MARKED,
         "events": events[:MAX_EVENTS],
         "events_in_all": len(events),
         "episodes": [_episode_row(episode) for episode in drive.episodes[:MAX_EPISODES]],
@@ -148,7 +149,7 @@ def _settings_rows(settings: Settings) -> list[tuple[str, str]]:
     """All that is known of how it was made, by name; what was not set is left out."""
     rows = []
     for name, value in asdict(settings).items():
-        if value in (None, "", (), {}) or name in ("command", "columns", "units", "packages"):
+        if value in (None, "", (), {}, (0.0, 0.0)) or name in ("command", "columns", "units", "packages"):
             continue
         text = json.dumps(value) if isinstance(value, dict | tuple | bool) else str(value)
         rows.append((name.replace("_", " "), text))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from carla_policy_tools.driving.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILION, WIDTH, drawing, svg_of
 from carla_policy_tools.driving.records import Drive, Episode, Event, Settings
 
-PANELS, POINTS, BINS = 12, 800, 800
-"""Most episodes in a plot, points in a line, and pieces of the time line."""
-_SOURCES = {"policy": (BLUE, "-", 1.5), "fallback": (VERMILION, "-", 2.6), "override": (GREEN, (0, (1, 0.6)), 2.6)}
+PANELS, POINTS, BINS, MARKED = 12, 800, 800, 60
+"""Most episodes in a plot, points in a line, pieces of the time line, and episodes whose beginning it marks."""
+_SOURCES: dict[str, tuple[str, Any, float]] = {
+    "policy": (BLUE, "-", 1.5),
+    "fallback": (VERMILION, "-", 2.6),
+    "override": (GREEN, (0, (1, 0.6)), 2.6),
+}
 _MARKS = {"fallback": "o", "override": "s"}
 _ENDINGS = {
     "completed": ("s", "driven to the end"),
@@ -26,13 +30,7 @@ _ENDINGS = {
     "max_steps": ("P", "cut by the step limit"),
     "": ("d", "drive stopped"),
 }
-_KINDS = {
-    "fallback": (VERMILION, "///"),
-    "override": (GREEN, "..."),
-    "safe_action": (ORANGE, "xxx"),
-    "late": (PURPLE, "\\\\\\"),
-    "note": (INK, ""),
-}
+_KINDS = {"fallback": VERMILION, "override": GREEN, "safe_action": ORANGE, "late": PURPLE, "note": INK}
 _GAP = np.full(2, np.nan)
 _SHOWN = {"": "stopped", "off_road": "off the road", "max_steps": "step limit"}
 
@@ -40,14 +38,6 @@ _SHOWN = {"": "stopped", "off_road": "off the road", "max_steps": "step limit"}
 def ending_of(episode: Episode) -> str:
     """How it ended, in words."""
     return _SHOWN.get(episode.ending, episode.ending)
-
-
-def spread_by_return(episodes: Sequence[Episode], most: int) -> list[Episode]:
-    """At most so many of them, evenly from the worst to the best return, in the order in which they were driven."""
-    ordered = sorted((one for one in episodes if one.steps), key=lambda episode: (episode.total_return, episode.number))
-    if len(ordered) > most:
-        ordered = [ordered[index] for index in np.linspace(0, len(ordered) - 1, most).round().astype(int)]
-    return sorted(ordered, key=lambda episode: episode.number)
 
 
 def thinned(count: int, most: int = POINTS) -> NDArray[np.intp]:
@@ -81,6 +71,8 @@ def plot_trajectories(drive: Drive, episodes: Sequence[Episode]) -> str | None:
             ax.tick_params(labelsize=7)
         for ax in axes.flat[len(shown) :]:
             ax.set_visible(False)
+        for ax in axes.flat[max(len(shown) - columns, 0) : len(shown)]:
+            ax.tick_params(labelbottom=True)
         figure.supxlabel("x in m", fontsize=9)
         figure.supylabel("y in m, downwards", fontsize=9)
         figure.legend(handles=_legend(drive, shown), ncols=4, loc="outside upper center", fontsize=8)
@@ -90,30 +82,30 @@ def plot_trajectories(drive: Drive, episodes: Sequence[Episode]) -> str | None:
 
 
 def plot_course(episode: Episode, settings: Settings) -> str:
-    """Speed and controls of an episode over its time."""
+    """Who drove, speed and controls of an episode, over its time."""
     kept = thinned(len(episode.steps))
     seconds = settings.step_s or settings.period_s
-    times = kept * (seconds or 1.0)
-    controls = episode.controls[kept]
-    with drawing(3.1, nrows=2, sharex=True, height_ratios=(1, 1.4)) as (figure, (upper, lower)):
+    unit = seconds or 1.0
+    times, controls = kept * unit, episode.controls[kept]
+    sources = [source for source in _SOURCES if source == "policy" or episode.count(source)]
+    heights = (0.12 + 0.16 * len(sources), 1, 1.3)
+    with drawing(3.0 + 0.2 * len(sources), nrows=3, sharex=True, height_ratios=heights) as (figure, axes):
+        top, middle, bottom = axes
+        for source, first, last in _thinned_runs(episode):
+            color, start, end = _SOURCES[source][0], first * unit, (last + 1) * unit
+            top.broken_barh([(start, end - start)], (sources.index(source) - 0.3, 0.6), facecolor=color)
+            for ax in (middle, bottom) if source != "policy" else ():
+                ax.axvspan(start, end, facecolor=color, alpha=0.15, linewidth=0)
+        top.set_yticks(range(len(sources)), sources)
+        top.set_ylim(len(sources) - 0.5, -0.5)
         label, speeds = _speeds(episode, settings)
-        upper.plot(times, speeds[kept], color=INK, linewidth=1.2)
-        upper.set(ylabel=label)
+        middle.plot(times, speeds[kept], color=INK, linewidth=1.2)
+        middle.set_ylabel(label)
         looks = (("throttle", BLUE, "-"), ("brake", VERMILION, "--"), ("steer", GREEN, "-."))
         for column, (name, color, line) in enumerate(looks):
-            lower.plot(times, controls[:, column], color=color, linestyle=line, linewidth=1.2, label=name)
-        lower.set(ylabel="controls", ylim=(-1.05, 1.05), xlabel="seconds of the episode" if seconds else "step")
-        for source, first, last in _runs(episode):
-            if source == "policy":
-                continue
-            color, hatch = _KINDS[source]
-            for ax in (upper, lower):
-                start, end = first * (seconds or 1.0), (last + 1) * (seconds or 1.0)
-                ax.axvspan(start, end, facecolor=color, alpha=0.22, hatch=hatch, edgecolor=color, linewidth=0)
-        handles, _ = lower.get_legend_handles_labels()
-        present = [source for source in ("fallback", "override") if episode.count(source)]
-        handles += [Patch(facecolor=_KINDS[s][0], alpha=0.3, hatch=_KINDS[s][1], label=s) for s in present]
-        figure.legend(handles=handles, ncols=5, loc="outside upper center", fontsize=8)
+            bottom.plot(times, controls[:, column], color=color, linestyle=line, linewidth=1.2, label=name)
+        bottom.set(ylabel="controls", ylim=(-1.05, 1.05), xlabel="seconds of the episode" if seconds else "step")
+        figure.legend(ncols=3, loc="outside upper center", fontsize=8)
         return svg_of(figure, f"course-{episode.number}", f"Speed and controls over time in episode {episode.number}")
 
 
@@ -129,13 +121,14 @@ def plot_timeline(drive: Drive) -> str | None:
     with drawing(0.9 + 0.34 * len(kinds)) as (figure, ax):
         for lane, kind in enumerate(kinds):
             own = [event for event in events if event.kind == kind]
-            color, hatch = _KINDS[kind]
+            color = _KINDS[kind]
             bars = [(first * piece, (last - first + 1) * piece) for first, last in _lit(own, piece)]
-            ax.broken_barh(bars, (lane - 0.35, 0.7), facecolor=color, edgecolor=color, hatch=hatch, linewidth=0.4)
+            ax.broken_barh(bars, (lane - 0.35, 0.7), facecolor=color, edgecolor=color, linewidth=0.4)
         labels = [f"{kind.replace('_', ' ')} ({sum(event.kind == kind for event in events)})" for kind in kinds]
         ax.set_yticks(range(len(kinds)), labels)
         ax.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(0, end * 1.01), xlabel="seconds of the drive")
-        if len(drive.episodes) <= 60:
+        ax.grid(visible=False, axis="x")
+        if len(drive.episodes) <= MARKED:
             for episode in drive.episodes:
                 if episode.steps:
                     ax.axvline(episode.steps[0].time_s, color=GREY, linewidth=0.6, linestyle=":")
@@ -192,16 +185,10 @@ def _draw_road(ax: Any, drive: Drive) -> None:
 
 
 def _draw_path(ax: Any, episode: Episode) -> None:
-    """A piece of the path that stands for several steps shows what was least usual in them."""
     places = np.array([step.position or (np.nan, np.nan) for step in episode.steps])
-    sources = [step.answer.source for step in episode.steps]
-    kept = thinned(len(places))
-    ends = np.append(kept[1:], kept[-1])
     pieces: dict[str, list[NDArray[np.float64]]] = {source: [] for source in _SOURCES}
-    for first, last in zip(kept, ends, strict=True):
-        among = set(sources[first : max(last, first + 1)])
-        source = next(one for one in ("override", "fallback", "policy") if one in among)
-        pieces[source] += [places[first], places[last], _GAP]
+    for source, first, last in _pieces(episode):
+        pieces[source] += [places[first], places[min(last + 1, len(places) - 1)], _GAP]
     for source, points in pieces.items():
         if not points:
             continue
@@ -209,7 +196,12 @@ def _draw_path(ax: Any, episode: Episode) -> None:
         x, y = np.array(points).T
         ax.plot(x, y, color=color, linestyle=line, linewidth=width, zorder=3)
         if source in _MARKS:
-            look = {"color": color, "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.9}
+            look: dict[str, Any] = {
+                "color": color,
+                "markersize": 3.5,
+                "markerfacecolor": "white",
+                "markeredgewidth": 0.9,
+            }
             ax.plot(x[::3], y[::3], _MARKS[source], zorder=4, **look)
     known = places[~np.isnan(places[:, 0])]
     ax.plot(*known[0], "o", color=INK, markersize=4, zorder=5)
@@ -221,11 +213,11 @@ def _legend(drive: Drive, episodes: Sequence[Episode]) -> list[Any]:
     handles: list[Any] = []
     for source, (color, line, width) in _SOURCES.items():
         if any(episode.count(source) for episode in episodes):
-            mark = {"marker": _MARKS[source], "markerfacecolor": "white", "markersize": 4} if source in _MARKS else {}
+            mark: dict[str, Any] = {"marker": _MARKS.get(source), "markerfacecolor": "white", "markersize": 4}
             handles.append(Line2D([], [], color=color, linestyle=line, linewidth=width, label=source, **mark))
     if drive.road:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, label="border of the road"))
-    plain = {"color": INK, "linestyle": "none"}
+    plain: dict[str, Any] = {"color": INK, "linestyle": "none"}
     handles.append(Line2D([], [], marker="o", markersize=4, label="start", **plain))
     for ending, (marker, text) in _ENDINGS.items():
         if any(episode.ending == ending for episode in episodes):
@@ -233,11 +225,20 @@ def _legend(drive: Drive, episodes: Sequence[Episode]) -> list[Any]:
     return handles
 
 
-def _runs(episode: Episode) -> Iterator[tuple[str, int, int]]:
-    """Source, and the first and last step, of each run of steps of one source."""
-    for source, run in groupby(enumerate(episode.steps), key=lambda item: item[1].answer.source):
-        numbers = [number for number, _ in run]
-        yield source, numbers[0], numbers[-1]
+def _thinned_runs(episode: Episode) -> Iterator[tuple[str, int, int]]:
+    """Source, and the first and last step, of each run of pieces of one source; see `_pieces`."""
+    for source, run in groupby(_pieces(episode), key=itemgetter(0)):
+        pieces = list(run)
+        yield source, pieces[0][1], pieces[-1][2]
+
+
+def _pieces(episode: Episode) -> Iterator[tuple[str, int, int]]:
+    """Source, and the first and last step, of at most `POINTS` pieces: what was least usual in each of them."""
+    sources = [step.answer.source for step in episode.steps]
+    edges = np.linspace(0, len(sources), min(len(sources), POINTS) + 1).round().astype(int).tolist()
+    for first, after in pairwise(edges):
+        among = set(sources[first:after])
+        yield next(one for one in ("override", "fallback", "policy") if one in among), first, after - 1
 
 
 def _lit(events: Sequence[Event], piece: float) -> Iterator[tuple[int, int]]:
