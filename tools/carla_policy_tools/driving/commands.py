@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,11 +20,13 @@ from carla_policy_tools.paths import MODEL_STORE, PROJECT
 from carla_policy_tools.processes import stop_signals
 
 if TYPE_CHECKING:
+    from carla_policy.card import ModelCard
     from carla_policy_tools.driving.records import Drive, Episode
 
 OUTPUT = PROJECT / "runs" / "drive"
 ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
-DRIVE_FILE = "drive.json"
+DRIVE_FILE, REPORT_FILE = "drive.json", "report.html"
+_FOR_REPORT = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "pillow"}
 
 
 def drive(
@@ -52,7 +55,12 @@ def drive(
     ] = False,
     max_steps: Annotated[int | None, typer.Option(help="Cut episodes after so many steps.", min=1)] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Report returns to the server.")] = True,
-    output: Annotated[Path, typer.Option("--out", help=f"Directory for {DRIVE_FILE}.")] = OUTPUT,
+    filmstrip: Annotated[
+        bool,
+        typer.Option("--filmstrip", help="Pictures of the first and the worst episode, which are driven again."),
+    ] = False,
+    video: Annotated[bool, typer.Option("--video", help="As --filmstrip, as a short video.")] = False,
+    output: Annotated[Path, typer.Option("--out", help=f"Directory for {DRIVE_FILE} and {REPORT_FILE}.")] = OUTPUT,
     key_file: KeyFile = None,
     store: Store = MODEL_STORE,
     registry: Registry = None,
@@ -69,6 +77,9 @@ def drive(
     deadline_s = _deadline_s(deadline)
     latency_s, lost = _latency_s(latency), _loss(loss)
     _check_fallback(fallback)
+    missing = [name for module, name in _FOR_REPORT.items() if importlib.util.find_spec(module) is None]
+    if missing and (filmstrip or video):
+        raise ValueError(f"--filmstrip and --video need {', '.join(missing)}: run `make simulator`")
     from carla_policy_tools.driving.link import Conditions
     from carla_policy_tools.driving.session import Plan, Session
 
@@ -103,8 +114,16 @@ def drive(
                 session.run(on_step, is_stopping)
         finally:
             _write(session.drive, output)
-        driven = session.drive
+        driven, card = session.drive, session.card
+    if filmstrip or video:
+        _film(driven, card, output, filmstrip=filmstrip, video=video)
     _tell(driven, output, as_json)
+    if missing:
+        err.print(f"no {REPORT_FILE}: it needs {', '.join(missing)}; run `make simulator`", markup=False)
+    else:
+        from carla_policy_tools.driving.report import write_report
+
+        write_report(driven, output)
     if driven.stopped:
         err.print(f"stopped in episode {len(driven.episodes)} of {episodes}", markup=False)
         raise typer.Exit(1)
@@ -200,6 +219,21 @@ def _write(driven: Drive, output: Path) -> None:
     (output / DRIVE_FILE).write_text(json.dumps(driven.to_json(), allow_nan=False))
 
 
+def _film(driven: Drive, card: ModelCard, output: Path, *, filmstrip: bool, video: bool) -> None:
+    from carla_policy_tools.driving.film import film, rendering_simulation, write_films
+
+    settings = driven.settings
+    worst = min(driven.episodes, key=lambda episode: episode.total_return)
+    chosen = {episode.number: episode for episode in (driven.episodes[0], worst)}
+    arguments = json.dumps(dict(settings.environment_arguments))
+    with err.status("filming"), rendering_simulation(card, settings.environment, arguments) as simulation:
+        films = [film(simulation, episode) for episode in chosen.values()]
+    for one in films:
+        if not one.complete:
+            err.print(f"episode {one.episode}: filmed as far as the environment does again what it did", markup=False)
+    write_films(films, output, filmstrip=filmstrip, video=video)
+
+
 def _tell(driven: Drive, output: Path, as_json: bool) -> None:
     if as_json:
         content = {name: value for name, value in driven.to_json().items() if name not in ("episodes", "notes")}
@@ -209,7 +243,7 @@ def _tell(driven: Drive, output: Path, as_json: bool) -> None:
     from carla_policy_tools.driving.printing import print_drive
 
     print_drive(driven)
-    out.print(f"all steps: {output / DRIVE_FILE}", markup=False)
+    out.print(f"{DRIVE_FILE} and {REPORT_FILE} are in {output}", markup=False)
 
 
 def _figures(episode: Episode) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from carla_policy_client import PolicyClient
 from carla_policy_tools.driving.link import Conditions, Link
 from carla_policy_tools.driving.loop import FIRST_SEED, Pace, drive_episodes
 from carla_policy_tools.driving.records import Drive, Episode, Event, Settings
+from carla_policy_tools.driving.roads import borders_of
 from carla_policy_tools.driving.served import ServedPilot, served_card
 from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, simulation_of
 from carla_policy_tools.driving.strategies import client_fallback
@@ -72,7 +73,7 @@ class Session:
         plan = self.plan
         with ExitStack() as opened:
             fallback = client_fallback(plan.fallback)
-            card = served_card(plan.url, plan.version, plan.auth)
+            self.card = card = served_card(plan.url, plan.version, plan.auth)
             self.simulation = opened.enter_context(simulation_of(card, plan.environment, plan.environment_arguments))
             self.link = opened.enter_context(Link(plan.url, plan.conditions, plan.seed)) if plan.conditions else None
             self.client = opened.enter_context(
@@ -154,6 +155,7 @@ class Session:
             self.client.close()  # what episodes were worth has been told, or will not be
             drive.client = self.client.statistics.as_dict()
             drive.link = self.link.counts if self.link else {}
+            drive.road = borders_of(self.simulation.env)
         return drive
 
     def _period_s(self) -> float | None:

@@ -157,7 +157,7 @@ def simulation_of(card: ModelCard, name: str = DEFAULT_ENVIRONMENT, arguments: s
     needed = {"gymnasium": "gymnasium", **({"highway_env": "highway-env"} if name == DEFAULT_ENVIRONMENT else {})}
     if missing := [package for module, package in needed.items() if importlib.util.find_spec(module) is None]:
         raise ValueError(
-            f"driving in {name} needs {' and '.join(missing)}: run `make trainers`, or pip install -e '.[sb3,train]'"
+            f"driving in {name} needs {' and '.join(missing)}: run `make simulator`, or pip install -e '.[drive,train]'"
         )
     if name == DEFAULT_ENVIRONMENT and str(PROJECT) not in sys.path:
         sys.path.append(str(PROJECT))
