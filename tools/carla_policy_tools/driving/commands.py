@@ -57,7 +57,7 @@ def drive(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Report returns to the server.")] = True,
     filmstrip: Annotated[
         bool,
-        typer.Option("--filmstrip", help="Pictures of the first and the worst episode, which are driven again."),
+        typer.Option("--filmstrip", help="Pictures of the worst and the best episode, which are driven again."),
     ] = False,
     video: Annotated[bool, typer.Option("--video", help="As --filmstrip, as a short video.")] = False,
     output: Annotated[Path, typer.Option("--out", help=f"Directory for {DRIVE_FILE} and {REPORT_FILE}.")] = OUTPUT,
@@ -220,14 +220,10 @@ def _write(driven: Drive, output: Path) -> None:
 
 
 def _film(driven: Drive, card: ModelCard, output: Path, *, filmstrip: bool, video: bool) -> None:
-    from carla_policy_tools.driving.film import film, rendering_simulation, write_films
+    from carla_policy_tools.driving.film import film_drive, write_films
 
-    settings = driven.settings
-    worst = min(driven.episodes, key=lambda episode: episode.total_return)
-    chosen = {episode.number: episode for episode in (driven.episodes[0], worst)}
-    arguments = json.dumps(dict(settings.environment_arguments))
-    with err.status("filming"), rendering_simulation(card, settings.environment, arguments) as simulation:
-        films = [film(simulation, episode) for episode in chosen.values()]
+    with err.status("filming"):
+        films = film_drive(card, driven)
     for one in films:
         if not one.complete:
             err.print(f"episode {one.episode}: filmed as far as the environment does again what it did", markup=False)
