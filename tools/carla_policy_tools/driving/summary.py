@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from carla_policy_client.misses import LATE
 from carla_policy_tools.driving.records import ENDINGS, SOURCES, Episode, Settings, Step, reasons_of
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-LATE_REASONS = frozenset({"deadline", "late"})
-"""Reasons of a fallback that mean: no whole answer came in time."""
 
 
 def summarize(episodes: Sequence[Episode], settings: Settings) -> dict[str, Any]:
@@ -110,7 +109,11 @@ def _differences(values: NDArray[np.float64], step_s: float) -> NDArray[np.float
 
 
 def _missed(step: Step) -> bool:
-    return step.answer.source == "fallback" and step.answer.reason in LATE_REASONS
+    """Whether the deadline passed without the policy's action: the client gave up, or the server did and said so."""
+    answer = step.answer
+    return (answer.source, answer.reason) == ("fallback", LATE) or (
+        answer.is_safe_action and "deadline" in answer.interventions
+    )
 
 
 def _spread(values: Iterable[float]) -> dict[str, float] | None:
