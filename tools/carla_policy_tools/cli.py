@@ -21,6 +21,7 @@ from carla_policy_tools import (
 from carla_policy_tools.console import err
 from carla_policy_tools.environment_commands import app as environment_app
 from carla_policy_tools.export.commands import app as export_app
+from carla_policy_tools.gating import commands as gating_commands
 from carla_policy_tools.lifecycle import commands as lifecycle_commands
 from carla_policy_tools.mlflow_adapter.commands import app as mlflow_app
 from carla_policy_tools.routing import commands as routing_commands
@@ -35,6 +36,7 @@ VERBS = (
     *driving_commands.VERBS,
     *latency_command.VERBS,
     *lifecycle_commands.VERBS,
+    *gating_commands.VERBS,
     *routing_commands.VERBS,
     *benchmark_commands.VERBS,
 )

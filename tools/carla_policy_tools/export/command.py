@@ -7,13 +7,14 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.main import get_command
 
 from carla_policy.errors import ArtifactError
 from carla_policy.strict_yaml import parse_yaml
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 CONTEXT = ("overlay", "env")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+FRAMEWORKS: list[str] = []
+_loaders = typer.Typer()
+"""The frameworks' own options without the shared ones: what other verbs load checkpoints with."""
 
 
 @app.callback()
@@ -104,9 +108,31 @@ def command(name: str) -> Callable[[Callable[..., Source]], Callable[..., Source
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = make.__doc__
         app.command(name)(run)
+
+        def load(context: typer.Context, **values: Any) -> Source:
+            return make(**values, **_wanted(make, context.obj))
+
+        options = [p.replace(kind=p.KEYWORD_ONLY, annotation=hints[p.name]) for p in own]
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        load.__signature__ = inspect.Signature([context, *options])  # type: ignore[attr-defined]
+        load.__annotations__ = {p.name: p.annotation for p in (context, *options)}
+        _loaders.command(name)(load)
+        FRAMEWORKS.append(name)
         return make
 
     return register
+
+
+def load_source(framework: str, words: Sequence[str], **context: Any) -> Source:
+    """The source that `carla-policy export FRAMEWORK WORDS` would export, by that framework's own options alone.
+
+    `context` has what `CONTEXT` names. Raises `ExportError` where it cannot be loaded, and typer's errors for words
+    that are no options of it.
+    """
+    loaded: Source = get_command(_loaders).main(
+        [framework, *words], prog_name="carla-policy export", standalone_mode=False, obj=context
+    )
+    return loaded
 
 
 def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:

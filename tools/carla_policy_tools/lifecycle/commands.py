@@ -9,6 +9,7 @@ import typer
 
 from carla_policy.version import parse_version
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.gating.options import GateOptions, Words, with_gate_options
 from carla_policy_tools.lifecycle.records import Registry as RegistryContent
 from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.options import Json, Reason, Registry, Store
@@ -57,18 +58,36 @@ def register(
     out.print(f"  promoted is {done.registry.promoted}; `carla-policy promote {parsed}` changes that")
 
 
+@with_gate_options
 def promote(
-    version: Version, reason: Reason = "", store: Store = MODEL_STORE, registry: Registry = None, as_json: Json = False
+    version: Version,
+    options: GateOptions,
+    words: Words = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Only if it passes `carla-policy gate`, whose options follow.")
+    ] = False,
+    reason: Reason = "",
+    store: Store = MODEL_STORE,
+    registry: Registry = None,
+    as_json: Json = False,
 ) -> None:
     """Let a registered version answer where none is named.
 
-    Its workers must be ready and answer a golden observation at this moment. A split ends.
+    Its workers must be ready and answer a golden observation at this moment. A split ends. With --gate it must drive
+    through the server as in process, and not worse than the promoted one; the history then says what was compared.
 
-    Example: `carla-policy promote v0.3.0 --reason "won the A/B test"`
+    Example: `carla-policy promote v0.3.0 --gate --reason "won the A/B test"`
     """
     from carla_policy_tools.lifecycle import promoting
 
-    done = promoting.promote(RegistryFile.of(store, registry), parse_version(version), reason=reason)
+    registry_file, parsed, passed = RegistryFile.of(store, registry), parse_version(version), None
+    if gate:
+        from carla_policy_tools.gating.running import require_gate
+
+        passed = require_gate(registry_file, parsed, words or (), options, show=not as_json)
+    elif words or options != GateOptions():
+        raise typer.BadParameter("options of a gate do nothing without it", param_hint="--gate")
+    done = promoting.promote(registry_file, parsed, reason=reason, gate=passed)
     _print_promoted(done, as_json)
 
 

@@ -25,6 +25,35 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class GateResult(Record):
+    """What a gate compared before a promotion, which it allowed.
+
+    In `environment`, named with its arguments, `episodes` episodes were driven, the first one with `seed`. Their
+    `steps` had the same bits `in_process` (by whose inference) as through the server. Beside the version `against`, if
+    there was one, returns differed by `difference` in the mean, from `bound` on at 95 %; `-margin` was allowed.
+    """
+
+    environment: str
+    in_process: str
+    seed: int
+    episodes: int
+    steps: int
+    against: Version | None = None
+    difference: float | None = None
+    bound: float | None = None
+    margin: float | None = None
+    p: float | None = None
+    failures: int | None = None
+    """Episodes that ended in a collision or off the road."""
+    other_failures: int | None = None
+
+    def __str__(self) -> str:
+        same = f"gate: {self.episodes} episodes in {self.environment}, {self.steps:,} steps with the same bits"
+        if self.against is None or self.bound is None:
+            return same
+        return f"{same}; return {self.difference:+.4g} (from {self.bound:+.4g} on) against {self.against}"
+
+
 class Event(Record):
     """One change, as it was finished.
 
@@ -44,6 +73,8 @@ class Event(Record):
     """Of the archive that was registered."""
     profile: str | None = None
     """Under which a version was registered or configured."""
+    gate: GateResult | None = None
+    """What a promotion was demanded by; none where it was not."""
     reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
 

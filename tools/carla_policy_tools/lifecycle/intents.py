@@ -1,7 +1,8 @@
 """Changes that are under way: a file for each, held open and locked by the command that makes the change.
 
 The registry changes only when a change is done. A file here whose lock is free belongs to a command that was killed:
-whoever comes next takes the change back (see `reconciling`) and removes the file.
+whoever comes next takes the change back (see `reconciling`) and removes the file. A gate changes no version, but loads
+copies of some: it is announced beside the changes of its version, and stands in the way of none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from carla_policy_tools.paths import sorted_versions
 
 GLANCE_S = 0.2
 """Who looks for interrupted changes holds their locks for an instant."""
+GATE = "gate"
+_GATE_SUFFIX = f".{GATE}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Intent:
     verb: str
     by: str
     since: str
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the version may be other than declared meanwhile."""
+        return self.verb != GATE
 
     def __str__(self) -> str:
         return f"{self.verb} {self.version} by {self.by} since {self.since}"
@@ -44,12 +52,13 @@ def intent(registry_file: RegistryFile, verb: str, version: str, patience_s: flo
     """
     directory = registry_file.intents_directory
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / version
+    path = directory / (f"{version}{_GATE_SUFFIX}" if verb == GATE else version)
+    kind = "gate" if verb == GATE else "change"
     deadline = time.monotonic() + patience_s
     while (file := _claim(path)) is None:
         if time.monotonic() > deadline:
             raise RegistryError(
-                f"{version}: another change is under way: {_read(path) or 'just done'}; try again when it is done"
+                f"{version}: another {kind} is under way: {_read(path) or 'just done'}; try again when it is done"
             )
         time.sleep(POLL_S)
     with file:
@@ -102,8 +111,9 @@ def interrupted(registry_file: RegistryFile) -> Iterator[list[Intent]]:
 
 def _files(registry_file: RegistryFile) -> list[Path]:
     directory = registry_file.intents_directory
-    names = sorted_versions(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    return [directory / name for name in names]
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    versions = sorted_versions({name.removesuffix(_GATE_SUFFIX) for name in names})
+    return [directory / name for version in versions for name in (version, version + _GATE_SUFFIX) if name in names]
 
 
 def _claim(path: Path) -> IO[str] | None:
@@ -120,13 +130,14 @@ def _claim(path: Path) -> IO[str] | None:
 
 def _read(path: Path) -> Intent | None:
     """The intent in a file; none where the file is gone, and an unnamed one where its command died while writing."""
+    version = path.name.removesuffix(_GATE_SUFFIX)
     try:
         content = json.loads(path.read_bytes())
-        return Intent(path.name, str(content["verb"]), str(content["by"]), str(content["since"]))
+        return Intent(version, str(content["verb"]), str(content["by"]), str(content["since"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        return Intent(path.name, "change", "an unknown operator", "an unknown time")
+        return Intent(version, "change" if version == path.name else GATE, "an unknown operator", "an unknown time")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

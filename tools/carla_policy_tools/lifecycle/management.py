@@ -124,6 +124,12 @@ class Management:
                 raise RegistryError(f"{version}: is still listed {TIMEOUT_S:g} s after it was unregistered")
             time.sleep(POLL_S)
 
+    def clear(self) -> None:
+        """Remove every version under this name, the default one last: TorchServe keeps that while there are others."""
+        default = self.default()
+        for version in sorted(self.versions(), key=lambda version: version == default):
+            self.unregister(version)
+
     def barrier(self, version: str, timeout_s: float = _BARRIER_TIMEOUT_S) -> int | None:
         """Go through the queue of a version; the pid of the worker that answered, which had done all before it.
 

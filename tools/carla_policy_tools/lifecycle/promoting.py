@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import requests
 
 from carla_policy_tools.lifecycle.endpoint import Endpoint, find_server, require_server
-from carla_policy_tools.lifecycle.events import Verb
+from carla_policy_tools.lifecycle.events import GateResult, Verb
 from carla_policy_tools.lifecycle.intents import intent
 from carla_policy_tools.lifecycle.management import Management
 from carla_policy_tools.lifecycle.records import Registry
@@ -22,16 +24,41 @@ PATIENCE_S = 5.0
 GOLDEN_TIMEOUT_S = 2.0
 
 
-def promote(registry_file: RegistryFile, version: str, *, reason: str = "") -> Registry:
+@dataclass(frozen=True)
+class PassedGate:
+    """A gate that a version has passed, and what of the registry that holds for: `digests` of what was driven."""
+
+    result: GateResult
+    digests: Mapping[str, str]
+    promoted: str | None
+
+    def check(self, registry: Registry) -> None:
+        """`RegistryError` if `registry` is no longer the one that the gate was driven for."""
+        if registry.promoted != self.promoted:
+            raise RegistryError(
+                f"{registry.promoted} was promoted while the gate compared with {self.promoted}; nothing has changed: "
+                "drive the gate again"
+            )
+        for version, digest in self.digests.items():
+            record = registry.versions.get(version)
+            if record is None or record.digest != digest:
+                now = record.digest[:19] if record else "not registered"
+                raise RegistryError(
+                    f"{version}: is {now}, the gate drove {digest[:19]}; nothing has changed: drive the gate again"
+                )
+
+
+def promote(registry_file: RegistryFile, version: str, *, reason: str = "", gate: PassedGate | None = None) -> Registry:
     """Make a registered version that is ready, and answers a golden observation, the one that answers by default.
 
-    Ends a split. `RegistryError` says what stands against it; nothing has changed then.
+    Ends a split. `RegistryError` says what stands against it, also that the registry has changed since the `gate`;
+    nothing has changed then.
     """
     endpoint = require_server(registry_file)
     with endpoint.management() as management:
         check_registered(registry_file.read(), version)
         check_answers(management, endpoint, version)
-        return _switch(registry_file, management, "promote", version, reason)
+        return _switch(registry_file, management, "promote", version, reason, gate)
 
 
 def rollback(registry_file: RegistryFile, to: str | None = None, *, reason: str = "") -> Registry:
@@ -47,12 +74,19 @@ def rollback(registry_file: RegistryFile, to: str | None = None, *, reason: str 
 
 
 def _switch(
-    registry_file: RegistryFile, management: Management | None, verb: Verb, version: str | None, reason: str
+    registry_file: RegistryFile,
+    management: Management | None,
+    verb: Verb,
+    version: str | None,
+    reason: str,
+    gate: PassedGate | None = None,
 ) -> Registry:
     settled = settle(registry_file, management)
     target = version or _previous(settled)
     with intent(registry_file, verb, target, patience_s=PATIENCE_S), registry_file.locked() as registry:
         check_registered(registry, target)
+        if gate:
+            gate.check(registry)
         if version is None and _previous(registry) != target:
             raise RegistryError("another operator was faster; look at `carla-policy status`, then try again")
         served = management.version(target) if management else None
@@ -64,7 +98,7 @@ def _switch(
         try:
             if management:
                 management.set_default(target)
-            changed = registry.after(registry.event(verb, target, reason=reason))
+            changed = registry.after(registry.event(verb, target, reason=reason, gate=gate.result if gate else None))
             registry_file.write(changed)
         except BaseException:
             if management and before:

@@ -39,7 +39,7 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
     failures: list[str] = []
     with endpoint.management() as management:
         registry = settle(registry_file, management)
-        changing = {change.version for change in under_way(registry_file)}
+        changing = {change.version for change in under_way(registry_file) if change.is_change}
         for version, profile in profiles_of(registry, endpoint.workers).items():
             if version not in changing:
                 with intent(registry_file, "reconcile", version):
@@ -49,7 +49,7 @@ def reconcile(registry_file: RegistryFile, on_step: Callable[[str], None] = lamb
                     except (ArtifactError, RegistryError) as error:
                         failures.append(str(error))
         with registry_file.locked() as registry:
-            changing = {change.version for change in under_way(registry_file)}
+            changing = {change.version for change in under_way(registry_file) if change.is_change}
             if registry.promoted and registry.promoted not in changing and management.default() != registry.promoted:
                 on_step(f"promoting {registry.promoted}")
                 management.set_default(registry.promoted)

@@ -52,6 +52,7 @@ def history_table(events: Sequence[Event]) -> Table:
             what.append(f"(was {event.previous})")
         if event.verb == "split":
             what.append(" ".join(f"{version}={share}" for version, share in (event.shares or {}).items()) or "off")
+        why = "; ".join(filter(None, [event.reason, str(event.gate or "")]))
         when = event.at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(str(event.sequence), when, event.by, Text(" ".join(filter(None, what))), Text(event.reason))
+        table.add_row(str(event.sequence), when, event.by, Text(" ".join(filter(None, what))), Text(why))
     return table

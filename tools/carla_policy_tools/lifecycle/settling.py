@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from carla_policy_tools.lifecycle.events import Event, Verb
-from carla_policy_tools.lifecycle.intents import Intent, interrupted
+from carla_policy_tools.lifecycle.intents import GATE, Intent, interrupted
 from carla_policy_tools.lifecycle.records import Registry
 from carla_policy_tools.lifecycle.registry import RegistryFile
 
@@ -42,7 +42,7 @@ def _holds(registry: Registry, begun: Intent) -> bool:
     """Whether the registry is as after the change: its command was killed when all was done, or changes no more."""
     declared, promoted = begun.version in registry.versions, registry.promoted == begun.version
     done = {"register": declared, "retire": not declared, "promote": promoted, "rollback": promoted}
-    return done.get(begun.verb, begun.verb in ("split", "reconcile", "resize"))
+    return done.get(begun.verb, begun.verb in ("split", "reconcile", "resize", GATE))
 
 
 def _take_back(management: Management, registry: Registry, begun: Intent) -> Verb:
@@ -50,7 +50,9 @@ def _take_back(management: Management, registry: Registry, begun: Intent) -> Ver
     version = begun.version
     declared, served = version in registry.versions, management.versions()
     with management.candidate(version) as candidate:
-        candidate.unregister(version)
+        candidate.clear()
+    if not begun.is_change:
+        return "undo"
     if registry.promoted in served and management.default() != registry.promoted:
         management.set_default(registry.promoted)
     if version in served and not declared:

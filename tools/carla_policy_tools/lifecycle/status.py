@@ -138,7 +138,7 @@ def profiles_of(registry: Registry, workers: int | None = None) -> dict[str, Pro
 
 
 def _changing(registry_file: RegistryFile) -> frozenset[str]:
-    return frozenset(change.version for change in under_way(registry_file))
+    return frozenset(change.version for change in under_way(registry_file) if change.is_change)
 
 
 def _archive_drift(registry_file: RegistryFile, registry: Registry) -> list[str]:
