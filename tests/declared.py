@@ -104,10 +104,18 @@ class PretendedServer:
             self._server.server_close()
             thread.join()
 
-    def _answer_candidate(self, method: str, version: str) -> tuple[int, object]:
+    def _answer_candidate(self, method: str, versions: Sequence[str]) -> tuple[int, object]:
+        """The one whose name comes first is their default."""
+        if versions == ["all"] and self.candidates:
+            return 200, [self._described(version) for version in sorted(self.candidates)]
+        version = versions[0] if versions else min(self.candidates, default="")
         if version not in self.candidates:
             return 404, {"message": "Model not found"}
+        if method == "GET":
+            return 200, [self._described(version)]
         if method == "DELETE":
+            if version == min(self.candidates) and len(self.candidates) > 1:
+                return 403, {"message": "Cannot remove default version"}
             self.writes.append(f"unload candidate {version}")
             self.candidates.remove(version)
         return 200, {}
@@ -119,7 +127,7 @@ class PretendedServer:
         if parts[0] == "predictions":
             return self.golden_status, {"golden": parts[2]}
         if parts[1] != MODEL_NAME:
-            return self._answer_candidate(method, parts[2])
+            return self._answer_candidate(method, parts[2:])
         if method == "GET" and parts[2:] == ["all"]:
             return 200, [self._described(version) for version in self.workers]
         version = parts[2] if len(parts) > 2 else self.default
@@ -140,7 +148,7 @@ class PretendedServer:
         return 200, {"status": "done"}
 
     def _described(self, version: str) -> dict[str, Any]:
-        states = self.workers[version]
+        states = self.workers.get(version, ["READY"])
         return {
             "modelVersion": version,
             "workers": [{"pid": 100 + index, "status": state} for index, state in enumerate(states)],

@@ -29,6 +29,17 @@ def file(tmp_path: Path) -> RegistryFile:
     return file
 
 
+def test_gate_is_announced_and_excludes_another_gate_but_no_change(file: RegistryFile) -> None:
+    with intent(file, "gate", VERSION):
+        assert [(found.verb, found.version, found.is_change) for found in under_way(file)] == [("gate", VERSION, False)]
+        with intent(file, "rollback", VERSION):
+            assert [found.verb for found in under_way(file)] == ["rollback", "gate"]
+        with pytest.raises(RegistryError, match=f"{VERSION}: another gate is under way: gate {VERSION} by"):
+            intent(file, "gate", VERSION).__enter__()
+        assert not any_interrupted(file)
+    assert under_way(file) == []
+
+
 def test_change_is_announced_until_it_ends(file: RegistryFile) -> None:
     assert under_way(file) == []
     with intent(file, "retire", VERSION):

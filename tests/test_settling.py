@@ -58,6 +58,15 @@ def test_version_that_was_being_tried_out_is_unloaded(file: RegistryFile) -> Non
     assert Settled(file, server).writes == ["unload candidate v1.2.0"]
 
 
+def test_copies_of_a_killed_gate_are_unloaded_and_nothing_else_is_changed(file: RegistryFile) -> None:
+    leave_interrupted(file, "gate", VERSION)
+    server = PretendedServer(["v1.0.0", VERSION], VERSION)
+    server.candidates |= {"v1.0.0", VERSION}
+    settled = Settled(file, server)
+    assert settled.writes == [f"unload candidate {VERSION}", "unload candidate v1.0.0"]
+    assert (settled.verbs, under_way(file)) == ([], [])
+
+
 def test_interrupted_registration_that_had_become_the_default_is_unregistered(file: RegistryFile) -> None:
     leave_interrupted(file, "register", "v1.2.0")
     settled = Settled(file, PretendedServer(["v1.0.0", VERSION, "v1.2.0"], "v1.2.0"))

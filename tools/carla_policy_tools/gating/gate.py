@@ -88,7 +88,7 @@ def drive_gate(
     policies = {name: _load(registry_file, registry, name) for name in versions}
     make = make_env(plan.driven, plan.environment_arguments)
     with ExitStack() as stack:
-        course = _Course(stack, make, plan)
+        course = Course(stack, make, plan)
         pilot, in_process = _in_process(policies[version], plan, make)
         progress("twice in process", 0, 1)
         trouble = course.repeat(pilot, policies[version].card)
@@ -127,7 +127,7 @@ def drive_gate(
     return gate if gate.other is None or trouble else _compared(gate, plan.margin)
 
 
-class _Course:
+class Course:
     """Environments, one for each who drives, and the episodes in them."""
 
     def __init__(self, stack: ExitStack, make: Callable[[], Environment], plan: Plan) -> None:

@@ -47,7 +47,7 @@ class Margin:
         """`2%` or `8.5`; `ValueError` for what is neither, negative or not finite."""
         number, share = text.strip(), text.strip().endswith("%")
         try:
-            value = float(number.rstrip("%")) / (100.0 if share else 1.0)
+            value = float(number.removesuffix("%")) / (100.0 if share else 1.0)
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value >= 0.0):

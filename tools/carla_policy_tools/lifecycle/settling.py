@@ -50,9 +50,10 @@ def _take_back(management: Management, registry: Registry, begun: Intent) -> Ver
     version = begun.version
     declared, served = version in registry.versions, management.versions()
     with management.candidate(version) as candidate:
-        candidate.clear()
-    if not begun.is_change:
-        return "undo"
+        if not begun.is_change:
+            candidate.clear()
+            return "undo"
+        candidate.unregister(version)
     if registry.promoted in served and management.default() != registry.promoted:
         management.set_default(registry.promoted)
     if version in served and not declared:
