@@ -14,15 +14,16 @@ import pytest
 from scipy import stats
 
 from carla_policy.answers import Outcome
+from carla_policy.card import ModelCard
 from carla_policy.loading import LoadedPolicy
 from carla_policy.service import PolicyService
 from carla_policy_tools.driving.loop import Pace, drive_episodes
 from carla_policy_tools.driving.pilots import Pilot, PolicyPilot
 from carla_policy_tools.driving.records import Answer, Episode
-from carla_policy_tools.driving.simulation import Simulation
+from carla_policy_tools.driving.simulation import Simulation, simulation_of
 from carla_policy_tools.export import commands as export_commands
 from carla_policy_tools.export.command import load_source
-from carla_policy_tools.export.environments import Environment, make_env
+from carla_policy_tools.export.environments import Environment
 from carla_policy_tools.gating.asking import AskingPilot, check_wire
 from carla_policy_tools.gating.errors import GateError
 from carla_policy_tools.gating.gate import Course, Plan
@@ -172,11 +173,15 @@ def driven(loaded: LoadedPolicy, pilot: Pilot, make: Callable[[], Any] = LaneEnv
         return list(drive_episodes(simulation, pilot, range(10, 10 + episodes), Pace()))
 
 
+def lane(card: ModelCard) -> Simulation:
+    return simulation_of(card, ENV)
+
+
 def course(loaded: LoadedPolicy, pilot: Pilot, asking: Pilot, plan: Plan = PLAN) -> tuple[Difference | None, list[Any]]:
     """What the gate finds between a pilot at home and one that is asked, and the episodes before."""
     found: list[Any] = []
     with ExitStack() as stack:
-        run = Course(stack, make_env(ENV), plan)
+        run = Course(stack, lane, plan)
         version = loaded.policy.card.version
         difference = run.drive(version, pilot, {version: asking}, {version: loaded.policy}, found, lambda *_: None)
     return difference, found
@@ -248,16 +253,15 @@ def test_environment_that_does_not_follow_its_seed_is_found_in_process_alone(
     keeper: LoadedPolicy, make: Callable[[], Any], kind: str, step: int
 ) -> None:
     with ExitStack() as stack:
-        found = Course(stack, lambda: Environment(make(), "env"), PLAN).repeat(
-            PolicyPilot(keeper.policy), keeper.policy.card
-        )
+        run = Course(stack, lambda card: Simulation(lambda: Environment(make(), "env"), card), PLAN)
+        found = run.repeat(PolicyPilot(keeper.policy), keeper.policy.card)
     assert found is not None
     assert (found.kind, found.step, found.of_environment) == (kind, step, True)
 
 
 def test_policy_that_is_not_deterministic_is_not_blamed_on_the_environment(keeper: LoadedPolicy) -> None:
     with ExitStack() as stack:
-        found = Course(stack, make_env(ENV), PLAN).repeat(Fickle(), keeper.policy.card)
+        found = Course(stack, lane, PLAN).repeat(Fickle(), keeper.policy.card)
     assert found is not None
     assert (found.kind, found.step, found.of_environment) == ("controls", 0, False)
 
@@ -354,12 +358,6 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path: Path, keeper: LoadedPo
     source = load_source("torchscript", [str(tmp_path / "v1.0.0" / "model.pt")], overlay=card, env=None)
     with pytest.raises(ValueError, match=r"v1\.0\.0 was not exported from it"):
         SourcePilot(replace(source, low=source.low[:4], high=source.high[:4]), keeper.policy)
-
-
-def test_version_of_another_environment_is_told_to_name_its_own(keeper: LoadedPolicy) -> None:
-    plan = replace(PLAN, environment=None)
-    with ExitStack() as stack, pytest.raises(ValueError, match=r"v1.0.0 wants 5 numbers .* name its --env"):
-        Course(stack, make_env(plan.driven), plan).repeat(PolicyPilot(keeper.policy), keeper.policy.card)
 
 
 # --- promotion -----------------------------------------------------------------------------------

@@ -106,6 +106,12 @@ def test_promoted_version_is_compared_with_itself_alone(gated: Gated) -> None:
     assert (printed["in_process"], printed["wire"]) == ("the archive's own policy", "npy")
 
 
+def test_version_that_the_shipped_environment_does_not_fit_is_told_to_name_its_own(gated: Gated) -> None:
+    reason = run_here("gate", GOOD, *gated.where, status=1)
+    assert f"{GOOD} wants 5 numbers" in reason
+    assert f"name the --env of {GOOD}" in reason
+
+
 def test_checkpoint_that_is_not_the_version_s_is_shown_where_it_differs(gated: Gated) -> None:
     before, found = gated.file.path.read_bytes(), gated.artifacts / WORSE
     checkpoint = ("--checkpoint", found / "model.pt", "--from", "torchscript", "--live")

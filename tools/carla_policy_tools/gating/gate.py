@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from carla_policy_tools.archive import check
 from carla_policy_tools.driving.loop import Pace, drive_episodes
 from carla_policy_tools.driving.pilots import Pilot, PolicyPilot
 from carla_policy_tools.driving.records import Episode
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, Simulation
+from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, Simulation, simulation_of
 from carla_policy_tools.export.environments import Environment, make_env
 from carla_policy_tools.export.source import Source
 from carla_policy_tools.gating.asking import AskingPilot, check_wire
@@ -86,10 +87,9 @@ def drive_gate(
             check_registered(registry, name)
             check_answers(management, endpoint, name)
     policies = {name: _load(registry_file, registry, name) for name in versions}
-    make = make_env(plan.driven, plan.environment_arguments)
     with ExitStack() as stack:
-        course = Course(stack, make, plan)
-        pilot, in_process = _in_process(policies[version], plan, make)
+        course = Course(stack, partial(_simulation, plan), plan)
+        pilot, in_process = _in_process(policies[version], plan)
         progress("twice in process", 0, 1)
         trouble = course.repeat(pilot, policies[version].card)
         repeatable, what, again = trouble is None, NOBODY, 0
@@ -130,12 +130,13 @@ def drive_gate(
 class Course:
     """Environments, one for each who drives, and the episodes in them."""
 
-    def __init__(self, stack: ExitStack, make: Callable[[], Environment], plan: Plan) -> None:
-        self._stack, self._make, self._plan = stack, make, plan
+    def __init__(self, stack: ExitStack, simulate: Callable[[ModelCard], Simulation], plan: Plan) -> None:
+        """`simulate` makes an environment for a card; `stack` closes it."""
+        self._stack, self._simulate, self._plan = stack, simulate, plan
 
     def repeat(self, pilot: Pilot, card: ModelCard) -> Difference | None:
         """Where the first episode differs if it is driven again in process, in the same environment and a new one."""
-        plan, one, two = self._plan, self._simulation(card), self._simulation(card)
+        plan, one, two = self._plan, self._enter(card), self._enter(card)
         steps = min(REPEATED_STEPS, plan.max_steps or REPEATED_STEPS)
         drives = [self._episode(simulation, pilot, 0, plan.seed, steps) for simulation in (one, one, two)]
         found = [first_difference(drives[0], again) for again in drives[1:]]
@@ -152,8 +153,8 @@ class Course:
     ) -> Difference | None:
         """Drive all episodes into `driven`, or up to the first at which `version` parts from `pilot` in process."""
         plan, total = self._plan, self._plan.episodes * (len(pilots) + 1)
-        at_home = self._simulation(policies[version].card)
-        served = {name: self._simulation(policy.card) for name, policy in policies.items()}
+        at_home = self._enter(policies[version].card)
+        served = {name: self._enter(policy.card) for name, policy in policies.items()}
         for number in range(plan.episodes):
             seed, done = plan.seed + number, number * (len(pilots) + 1)
             progress(f"seed {seed}: in process", done, total)
@@ -169,14 +170,8 @@ class Course:
         progress("done", total, total)
         return None
 
-    def _simulation(self, card: ModelCard) -> Simulation:
-        try:
-            return self._stack.enter_context(Simulation(self._make, card))
-        except ValueError as error:
-            told = (
-                "" if self._plan.environment else f"; {card.version} was not trained in the shipped one, name its --env"
-            )
-            raise ValueError(f"{error}{told}") from None
+    def _enter(self, card: ModelCard) -> Simulation:
+        return self._stack.enter_context(self._simulate(card))
 
     def _episode(self, simulation: Simulation, pilot: Pilot, number: int, seed: int, max_steps: int | None) -> Episode:
         try:
@@ -185,6 +180,14 @@ class Course:
             raise GateError(f"episode {number} (seed {seed}), {error}") from None
         episode.number = number
         return episode
+
+
+def _simulation(plan: Plan, card: ModelCard) -> Simulation:
+    try:
+        return simulation_of(card, plan.driven, plan.environment_arguments)
+    except ValueError as error:
+        told = "" if plan.environment else f"; name the --env of {card.version}, if it was not the shipped one"
+        raise ValueError(f"{error}{told}") from None
 
 
 def _load(registry_file: RegistryFile, registry: Registry, version: str) -> Policy:
@@ -197,10 +200,10 @@ def _load(registry_file: RegistryFile, registry: Registry, version: str) -> Poli
         return load_policy(Path(scratch)).policy
 
 
-def _in_process(policy: Policy, plan: Plan, make: Callable[[], Environment]) -> tuple[Pilot, str]:
+def _in_process(policy: Policy, plan: Plan) -> tuple[Pilot, str]:
     if plan.load is None:
         return PolicyPilot(policy), OWN_POLICY
-    source = plan.load(policy.card, make)
+    source = plan.load(policy.card, make_env(plan.driven, plan.environment_arguments))
     return SourcePilot(source, policy), f"the framework's own predict, {source.description}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -52,16 +53,16 @@ def _parts(gate: Gate) -> Iterator[RenderableType]:
 
 
 def _episodes(gate: Gate) -> Table:
-    own, other = gate.version, gate.other
-    beside = (f"{other}: steps", "return", "ending", "difference") if other else ()
-    table = Table("seed", f"{own}: steps", "return", "ending", *beside, box=None, padding=(0, 1))
+    other = gate.other
+    beside = (f"{other}\nsteps", "\nreturn", "\nending", "\n+/-") if other else ()
+    table = Table("\nseed", f"{gate.version}\nsteps", "\nreturn", "\nending", *beside, box=None, padding=(0, 1))
     for column in table.columns:
-        column.justify = "left" if column.header == "ending" else "right"
+        column.justify = "left" if str(column.header).endswith("ending") else "right"
     for episode in gate.episodes:
-        row = [str(episode.seed), str(episode.steps), f"{episode.total_return:.3f}", episode.ending or "cut"]
-        if episode.other_return is not None:
+        row = [str(episode.seed), str(episode.steps), f"{episode.total_return:.3f}", episode.ending]
+        if episode.other_return is not None and episode.other_ending is not None:
             difference = f"{episode.total_return - episode.other_return:+.3f}"
-            row += [str(episode.other_steps), f"{episode.other_return:.3f}", episode.other_ending or "cut", difference]
+            row += [str(episode.other_steps), f"{episode.other_return:.3f}", episode.other_ending, difference]
         table.add_row(*row)
     return table
 
@@ -73,13 +74,14 @@ def _difference(gate: Gate, found: Difference) -> Iterator[RenderableType]:
     for name, one, two, distance in _controls(found):
         table.add_row(name, one, two, distance, style="red" if distance != "0" else None)
     yield table
-    for who, row in ((first, found.row), (second, found.other_row)):
-        if row and (who == first or row != found.row):
-            seen = ", ".join(f"{name} {value!r}" for name, value in zip(gate.columns, row, strict=True))
+    rows = {f"by the drive {first}": found.row, f"by the drive {second}": found.other_row}
+    for who, row in {"by both": found.row}.items() if found.row == found.other_row else rows.items():
+        if row:
+            seen = ", ".join(f"{name} {np.float32(value)!s}" for name, value in zip(gate.columns, row, strict=True))
             yield Text(f"observed {who}: {seen}")
 
 
 def _controls(found: Difference) -> Iterator[tuple[str, str, str, str]]:
     if found.controls and found.other_controls:
         for name, one, two in zip(CONTROLS, found.controls, found.other_controls, strict=True):
-            yield name, repr(one), repr(two), str(found.ulps[name])
+            yield name, str(np.float32(one)), str(np.float32(two)), str(found.ulps[name])
