@@ -44,7 +44,7 @@ def run_gate(registry_file: RegistryFile, version: str, words: Sequence[str], op
     )
     against = parse_version(options.against) if options.against else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("gate")
 
         def progress(what: str, done: int, of: int) -> None:
