@@ -28,7 +28,7 @@ from tests.synthetic import observations
 
 GOOD, BETTER, WORSE = "v1.0.0", "v1.1.0", "v1.2.0"
 DRIVE = ("--env", ENV, "--episodes", 6, "--seed", 10)
-PATIENCE_S = 20
+PATIENCE_S = 90
 
 
 class Gated:
