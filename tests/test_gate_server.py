@@ -157,9 +157,11 @@ def test_promotion_is_refused_if_another_version_was_promoted_meanwhile(
 def test_copies_of_a_killed_gate_are_removed_by_the_server(gated: Gated) -> None:
     long = [*COMMAND, "gate", BETTER, "--env", ENV, "--episodes", "100000", *map(str, gated.where)]
     with subprocess.Popen(long, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _until(lambda: len(gated.models()) == 2, process)
-        run_here("rollback", "--to", BETTER, *gated.where)  # a gate stands in nobody's way
-        process.kill()
+        try:
+            _until(lambda: len(gated.models()) == 2, process)
+            run_here("rollback", "--to", BETTER, *gated.where)  # a gate stands in nobody's way
+        finally:
+            process.kill()
     _until(lambda: gated.models() == {"carla_policy"} and not under_way(gated.file))
     assert [event.verb for event in gated.file.read().history][-1] == "rollback"
 
