@@ -19,6 +19,8 @@ from carla_policy_tools import (
     signing_commands,
 )
 from carla_policy_tools.console import err
+from carla_policy_tools.driving import commands as driving_commands
+from carla_policy_tools.driving import latency_command
 from carla_policy_tools.environment_commands import app as environment_app
 from carla_policy_tools.export.commands import app as export_app
 from carla_policy_tools.gating import commands as gating_commands
