@@ -6,6 +6,7 @@ what was observed then, bit by bit: an environment that does not follow its seed
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from carla_policy.card import ModelCard
-from carla_policy_tools.driving.records import Drive, Episode, spread_by_return
+from carla_policy_tools.driving.records import Episode
 from carla_policy_tools.driving.simulation import Simulation, simulation_of
 
 FRAMES, VIDEO_FRAMES = 6, 150
@@ -27,7 +29,7 @@ VIDEO_WIDTH, FRAME_WIDTH = 320, 240
 MAX_EMBEDDED_BYTES = 4 << 20
 """Of a video in the report; a larger one lies beside it."""
 _NAMES = ("filmstrip-*.png", "video-*.gif", "video-*.mp4")
-_COLORS = 64
+_COLORS, _MARK = 64, "carla-policy-episode"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Film:
     """Pictures `[height, width, 3]` of an episode, before the steps of these numbers.
 
     `complete` is whether the environment followed the record to its end. `seconds` is how long the episode was in the
-    simulation, `None` if nobody knows.
+    simulation, `None` if nobody knows. `mark` is `mark_of` the episode.
     """
 
     episode: int
@@ -44,6 +46,7 @@ class Film:
     steps: tuple[int, ...]
     complete: bool
     seconds: float | None
+    mark: str
 
 
 @contextmanager
@@ -89,15 +92,19 @@ def film(simulation: Simulation, episode: Episode, most: int = VIDEO_FRAMES) -> 
             taken.append(number)
         row = simulation.step(step.answer.controls).row
     seconds = len(episode.steps) * simulation.step_s if simulation.step_s else None
-    return Film(episode.number, episode.seed, tuple(pictures), tuple(taken), complete, seconds)
+    return Film(episode.number, episode.seed, tuple(pictures), tuple(taken), complete, seconds, mark_of(episode))
 
 
-def film_drive(card: ModelCard, drive: Drive, most: int = 2) -> list[Film]:
-    """So many of its episodes, evenly from the worst to the best return; raises as `rendering_simulation` does."""
-    settings = drive.settings
-    arguments = json.dumps(dict(settings.environment_arguments))
-    with rendering_simulation(card, settings.environment, arguments) as simulation:
-        return [film(simulation, episode) for episode in spread_by_return(drive.episodes, most)]
+def mark_of(episode: Episode) -> str:
+    """Stands in its pictures, so that those of another drive are not taken for its own."""
+    return hashlib.sha256(episode.controls.tobytes() + episode.seed.to_bytes(8, "little")).hexdigest()[:16]
+
+
+def mark_in(path: Path) -> str:
+    """That of a filmstrip or a video; `""` where there is none."""
+    with Image.open(path) as image:
+        mark = image.info.get(_MARK, image.info.get("comment", ""))
+    return mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark)
 
 
 def write_films(films: Sequence[Film], directory: Path, *, filmstrip: bool = True, video: bool = True) -> list[Path]:
@@ -113,7 +120,9 @@ def write_films(films: Sequence[Film], directory: Path, *, filmstrip: bool = Tru
             continue
         if filmstrip:
             written.append(directory / f"filmstrip-{one.episode}.png")
-            strip_of(one).quantize(_COLORS * 2).save(written[-1], optimize=True)
+            told = PngInfo()
+            told.add_text(_MARK, one.mark)
+            strip_of(one).quantize(_COLORS * 2).save(written[-1], optimize=True, pnginfo=told)
         if video:
             written.append(directory / f"video-{one.episode}.gif")
             _write_gif(one, written[-1])
@@ -164,7 +173,10 @@ def _milliseconds(film: Film) -> int:
 def _write_gif(film: Film, path: Path) -> None:
     palette = film.pictures[0].quantize(_COLORS)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in film.pictures]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=_milliseconds(film), loop=0, optimize=True)
+    duration, told = _milliseconds(film), film.mark.encode()
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=duration, loop=0, optimize=True, comment=told
+    )
 
 
 def _write_mp4(film: Film, path: Path) -> None:

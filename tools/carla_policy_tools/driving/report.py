@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from carla_policy_tools.driving.film import MAX_EMBEDDED_BYTES, found_films
+from carla_policy_tools.driving.film import MAX_EMBEDDED_BYTES, found_films, mark_in, mark_of
 from carla_policy_tools.driving.latency import Evaluation
 from carla_policy_tools.driving.latency_plot import plot_latency
 from carla_policy_tools.driving.latency_table import remarks_of, sections_of
@@ -52,7 +52,7 @@ def write_report(drive: Drive | None, directory: Path, latency: Evaluation | Non
     """
     evaluation = latency or read_evaluation(directory)
     path = directory / REPORT_FILE
-    path.write_text(render(drive, evaluation, pictures_in(directory) if drive else []), encoding="utf-8")
+    path.write_text(render(drive, evaluation, pictures_in(directory, drive) if drive else []), encoding="utf-8")
     return path
 
 
@@ -82,12 +82,12 @@ def render(drive: Drive | None, evaluation: Evaluation | None, pictures: list[Pi
     )
 
 
-def pictures_in(directory: Path) -> list[Picture]:
-    """Those of `film.write_films`, as far as a page shows them; an `.mp4` lies beside it for other uses."""
-    found = []
+def pictures_in(directory: Path, drive: Drive) -> list[Picture]:
+    """Those that `film.write_films` made of `drive`; an `.mp4` lies there for other uses than a page."""
+    found, marks = [], {mark_of(episode) for episode in drive.episodes}
     for path in found_films(directory):
         kind = "filmstrip" if path.suffix == ".png" else "video"
-        if path.suffix == ".mp4":
+        if path.suffix == ".mp4" or mark_in(path) not in marks:
             continue
         data = None
         if path.stat().st_size <= MAX_EMBEDDED_BYTES:

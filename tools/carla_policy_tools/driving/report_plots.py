@@ -31,6 +31,7 @@ _ENDINGS = {
     "": ("d", "drive stopped"),
 }
 _KINDS = {"fallback": VERMILION, "override": GREEN, "safe_action": ORANGE, "late": PURPLE, "note": INK}
+_WORDS = {"safe_action": "server's safe action", "late": "period overrun"}
 _GAP = np.full(2, np.nan)
 _SHOWN = {"": "stopped", "off_road": "off the road", "max_steps": "step limit"}
 
@@ -124,7 +125,7 @@ def plot_timeline(drive: Drive) -> str | None:
             color = _KINDS[kind]
             bars = [(first * piece, (last - first + 1) * piece) for first, last in _lit(own, piece)]
             ax.broken_barh(bars, (lane - 0.35, 0.7), facecolor=color, edgecolor=color, linewidth=0.4)
-        labels = [f"{kind.replace('_', ' ')} ({sum(event.kind == kind for event in events)})" for kind in kinds]
+        labels = [f"{_WORDS.get(kind, kind)} ({sum(event.kind == kind for event in events)})" for kind in kinds]
         ax.set_yticks(range(len(kinds)), labels)
         ax.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(0, end * 1.01), xlabel="seconds of the drive")
         ax.grid(visible=False, axis="x")
