@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from carla_policy.card import ModelCard
-from carla_policy_tools.driving.records import Episode
+from carla_policy_tools.driving.records import Drive, Episode, spread_by_return
 from carla_policy_tools.driving.simulation import Simulation, simulation_of
 
 FRAMES, VIDEO_FRAMES = 6, 150
@@ -105,6 +105,14 @@ def mark_in(path: Path) -> str:
     with Image.open(path) as image:
         mark = image.info.get(_MARK, image.info.get("comment", ""))
     return mark.decode(errors="replace") if isinstance(mark, bytes) else str(mark)
+
+
+def film_drive(card: ModelCard, drive: Drive, most: int = 2) -> list[Film]:
+    """So many of its episodes, evenly from the worst to the best return; raises as `rendering_simulation` does."""
+    settings = drive.settings
+    arguments = json.dumps(dict(settings.environment_arguments))
+    with rendering_simulation(card, settings.environment, arguments) as simulation:
+        return [film(simulation, episode) for episode in spread_by_return(drive.episodes, most)]
 
 
 def write_films(films: Sequence[Film], directory: Path, *, filmstrip: bool = True, video: bool = True) -> list[Path]:
