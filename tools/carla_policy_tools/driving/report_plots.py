@@ -92,11 +92,15 @@ def plot_course(episode: Episode, settings: Settings) -> str:
     heights = (0.12 + 0.16 * len(sources), 1, 1.3)
     with drawing(3.0 + 0.2 * len(sources), nrows=3, sharex=True, height_ratios=heights) as (figure, axes):
         top, middle, bottom = axes
+        bars: dict[str, list[tuple[float, float]]] = {source: [] for source in sources}
         for source, first, last in _thinned_runs(episode):
-            color, start, end = _SOURCES[source][0], first * unit, (last + 1) * unit
-            top.broken_barh([(start, end - start)], (sources.index(source) - 0.3, 0.6), facecolor=color)
+            bars[source].append((first * unit, (last + 1 - first) * unit))
+        for lane, source in enumerate(sources):
+            color = _SOURCES[source][0]
+            top.broken_barh(bars[source], (lane - 0.3, 0.6), facecolor=color)
             for ax in (middle, bottom) if source != "policy" else ():
-                ax.axvspan(start, end, facecolor=color, alpha=0.15, linewidth=0)
+                whole = ax.get_xaxis_transform()
+                ax.broken_barh(bars[source], (0, 1), facecolor=color, alpha=0.15, linewidth=0, transform=whole)
         top.set_yticks(range(len(sources)), sources)
         top.set_ylim(len(sources) - 0.5, -0.5)
         label, speeds = _speeds(episode, settings)
