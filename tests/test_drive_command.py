@@ -95,6 +95,14 @@ def test_served_version_drives_as_in_process_also_a_recurrent_one(
     ]
 
 
+def test_recurrent_version_begins_each_episode_anew_also_after_one_that_was_cut(
+    served: PolicyServer, recurrent: LoadedPolicy
+) -> None:
+    drive = driven(replace(PLAN, url=served.url, version="v1.1.0", max_steps=6))
+    own = in_process(recurrent, drive.episodes, 6)
+    assert [one.controls.tobytes() for one in drive.episodes] == [one.controls.tobytes() for one in own]
+
+
 def test_returns_stay_untold_where_that_is_asked_for_or_an_episode_was_cut(served: PolicyServer) -> None:
     driven(replace(PLAN, url=served.url, episodes=1, max_steps=None, reports_returns=False))
     driven(replace(PLAN, url=served.url, max_steps=2))

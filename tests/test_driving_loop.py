@@ -113,6 +113,22 @@ def test_periods_follow_one_another_and_a_missed_one_starts_the_next_at_once(mon
     assert pace.elapsed_s == 11.75
 
 
+def test_reset_that_takes_long_makes_no_period_late(loaded: LoadedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    reset = Simulation.reset
+
+    def slow(self: Simulation, seed: int) -> Any:
+        clock.sleep(10)
+        return reset(self, seed)
+
+    monkeypatch.setattr(Simulation, "reset", slow)
+    with simulation_of(loaded.policy.card, LANE_ENV, LANE_ARGUMENTS) as simulation:
+        episodes = list(drive_episodes(simulation, PolicyPilot(loaded.policy), [1, 2], Pace(0.5), 3))
+    assert [s.late_s for episode in episodes for s in episode.steps] == [0.0] * 6
+    assert [s.time_s for s in episodes[1].steps] == [21.5, 22.0, 22.5]
+
+
 def test_without_a_period_nothing_waits_and_nothing_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
