@@ -192,13 +192,13 @@ def test_figures_count_who_answered_and_what_the_loop_missed() -> None:
         step(0.2, "fallback", "late", late_s=0.02),
         step(0.3, "fallback", "refused"),
         step(0.4, "override"),
-        step(0.5, interventions=("deadline",)),
+        replace(step(0.5, interventions=("deadline",), late_s=0.01), simulated_s=0.01),
     ]
     summary = summarize([Episode(0, 0, steps, "collision"), Episode(1, 1, [step(reward=4.0)])], SETTINGS)
     assert summary["sources"] == {"policy": 4, "fallback": 2, "override": 1}
     assert summary["reasons"] == {"fallback: late": 1, "fallback: refused": 1, "override": 1}
     assert (summary["deadline_misses"], summary["safe_actions"]) == (2, 1)
-    assert (summary["overruns"], summary["overruns_by_simulator"]) == (2, 1)
+    assert (summary["overruns"], summary["overruns_by_simulator"]) == (3, 2)
     assert summary["fallback_share"] == 2 / 7
     assert summary["returns"] == {"mean": 5.0, "std": pytest.approx(2**0.5), "min": 4.0, "max": 6.0}
     assert {name: count for name, count in summary["endings"].items() if count} == {"collision": 1, "stopped": 1}
