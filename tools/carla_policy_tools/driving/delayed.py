@@ -63,7 +63,7 @@ class Clock:
             raise ValueError(f"{simulation.name} has steps of {own:g} s, not {step_s:g} s")
         whole = own or step_s
         assert whole is not None
-        if whole <= 0:
+        if not 0 < whole < math.inf:
             raise ValueError(f"expected a step of more than 0 s, got {whole:g}")
         return cls(whole, round(whole / part_s) if part_s else 1)
 
@@ -100,7 +100,7 @@ class _Actuator:
 
     def at(self, tick: int) -> FloatArray:
         """The controls `[3]` from `tick` on; of what comes at the same time the newest observation's counts."""
-        arrived = sorted((due for due in self._under_way if due.tick <= tick), key=lambda due: (due.tick, due.number))
+        arrived = [due for due in self._under_way if due.tick <= tick]
         self._under_way = [due for due in self._under_way if due.tick > tick]
         for due in arrived:
             if due.number < self._newest:

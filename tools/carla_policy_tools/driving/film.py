@@ -97,7 +97,7 @@ def film(simulation: Simulation, episode: Episode, most: int = VIDEO_FRAMES) -> 
 
 def mark_of(episode: Episode) -> str:
     """Stands in its pictures, so that those of another drive are not taken for its own."""
-    return hashlib.sha256(episode.controls.tobytes() + episode.seed.to_bytes(8, "little")).hexdigest()[:16]
+    return hashlib.sha256(episode.controls.tobytes() + str(episode.seed).encode()).hexdigest()[:16]
 
 
 def mark_in(path: Path) -> str:
