@@ -131,6 +131,13 @@ def test_sampled_actions_can_be_drawn_again(served: PolicyServer) -> None:
     assert first.episodes[1].controls.tobytes() == again.episodes[1].controls.tobytes()
 
 
+def test_environment_that_does_not_render_is_driven_and_reported_all_the_same(drive: Any, tmp_path: Path) -> None:
+    said, kept = drive("--episodes", 1, "--max-steps", 2, "--filmstrip", *PATIENT, status=1)
+    assert "no pictures: --env tests.lane_env:LaneEnv" in said
+    assert len(kept.episodes[0].steps) == 2
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def test_lost_answers_are_fallbacks_and_told(drive: Any) -> None:
     said, kept = drive("--episodes", 1, "--max-steps", 4, "--loss", 100, "--deadline", 20, "--fallback", "hold")
     assert kept.summary["sources"] == {"policy": 0, "fallback": 4, "override": 0}
@@ -179,19 +186,24 @@ def test_wrong_input_is_told_in_a_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_error_of_the_environment_leaves_what_was_driven(served: PolicyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fault", "said"), [("raises", "RuntimeError: flat tyre"), ("nan", "reward nan")])
+def test_error_of_the_environment_leaves_what_was_driven(
+    served: PolicyServer, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
     from tests.lane_env import LaneEnv
 
     step, calls = LaneEnv.step, itertools.count()
 
     def failing(self: LaneEnv, action: Any) -> Any:
-        if next(calls) == 3:
+        if next(calls) != 3:
+            return step(self, action)
+        if fault == "raises":
             raise RuntimeError("flat tyre")
-        return step(self, action)
+        return (step(self, action)[0], float("nan"), False, False, {})
 
     monkeypatch.setattr(LaneEnv, "step", failing)
     with Session(replace(PLAN, url=served.url)) as session:
-        with pytest.raises(ValueError, match="step 4: RuntimeError: flat tyre"):
+        with pytest.raises(ValueError, match=f"step 4: {said}"):
             session.run()
         assert [len(episode.steps) for episode in session.drive.episodes] == [3]
         assert session.drive.stopped

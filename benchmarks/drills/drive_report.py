@@ -65,7 +65,7 @@ class DriveReport(Report):
             worst = max(missed, key=lambda step: step.late_s)
             self.slow.append(
                 f"{len(missed)} of {len(steps)} periods were missed by more than the deadline, worst at "
-                f"{worst.time_s:.3f} s by {worst.late_s * 1e3:.1f} ms, with {worst.simulated_s * 1e3:.1f} ms of simulation"
+                f"{worst.time_s:.3f} s by {worst.late_s * 1e3:.1f} ms, the simulator took {worst.simulated_s * 1e3:.1f}"
             )
         self.felt += felt
         self.faults += len(felt)
@@ -75,10 +75,10 @@ class DriveReport(Report):
     def print(self) -> None:
         """For people."""
         out.print(f"{self.drill}: {self.faults} faults")
-        table = Table("fault", "for s", "steps without", "reasons", "resumed after s", box=None)
+        table = Table("fault", "for s", "steps without", "resumed after s", "reasons", box=None)
         for one in self.felt:
             seconds = (f"{one.ended_s - one.began_s:.2f}", f"{one.resumed_s - one.ended_s:.2f}")
-            table.add_row(one.fault, seconds[0], str(one.steps), ", ".join(one.reasons), seconds[1])
+            table.add_row(one.fault, seconds[0], str(one.steps), seconds[1], ", ".join(one.reasons))
         out.print(table)
         self.print_rest()
 
@@ -89,7 +89,7 @@ def _figures(drive: Drive) -> dict[str, Any]:
     way = "through a link" if drive.link else "directly"
     lengths = {name: round(summary[name]["max"] * 1e3, 2) for name in ("waited_s", "late_s")}
     return {
-        f"asking {way}: steps, fallbacks": (summary["steps"], summary["sources"]["fallback"]),
+        f"asking {way}: steps, of them fallbacks": f"{summary['steps']}, {summary['sources']['fallback']}",
         f"asking {way}: longest wait for an action, ms": lengths["waited_s"],
         f"asking {way}: periods overrun": (
             f"{summary['overruns']}, {summary['overruns_by_simulator']} of them by what the simulator took; "

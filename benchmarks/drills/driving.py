@@ -142,7 +142,7 @@ def _kill(road: Road, server: ServeProcess, start: Callable[[], object]) -> Felt
                 process.kill()
         server.wait()
 
-    return road.suffer("server killed, started again", kill, start, 0.0)
+    return road.suffer("killed, started again", kill, start, 0.0)
 
 
 def _spoil(road: Road, seconds: float, deadline_s: float) -> Iterator[Felt]:

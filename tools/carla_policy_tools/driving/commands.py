@@ -115,8 +115,12 @@ def drive(
         finally:
             _write(session.drive, output)
         driven, card = session.drive, session.card
-    if filmstrip or video:
-        _film(driven, card, output, filmstrip=filmstrip, video=video)
+    unfilmed = ""
+    if driven.episodes and (filmstrip or video):
+        try:
+            _film(driven, card, output, filmstrip=filmstrip, video=video)
+        except ValueError as error:  # an environment that does not render: the drive counts all the same
+            unfilmed = f"no pictures: {error}"
     _tell(driven, output, as_json)
     if missing:
         err.print(f"no {REPORT_FILE}: it needs {', '.join(missing)}; run `make simulator`", markup=False)
@@ -124,9 +128,10 @@ def drive(
         from carla_policy_tools.driving.report import write_report
 
         write_report(driven, output)
-    if driven.stopped:
-        err.print(f"stopped in episode {len(driven.episodes)} of {episodes}", markup=False)
-        raise typer.Exit(1)
+    stopped = f"stopped in episode {len(driven.episodes)} of {episodes}" if driven.stopped else ""
+    for problem in filter(None, (unfilmed, stopped)):
+        err.print(problem, markup=False)
+    raise typer.Exit(1 if unfilmed or stopped else 0)
 
 
 def _period_s(realtime: bool, hz: float | None) -> float | None:

@@ -156,12 +156,13 @@ class Link:
                 await asyncio.gather(*ways, return_exceptions=True)
         except OSError:
             self._counts["refused"] += 1
-        except asyncio.CancelledError:
-            pass  # cut
+        except asyncio.CancelledError:  # cut
+            for each in writers:
+                each.transport.abort()
         finally:
             self._connections.discard(task)
             for each in writers:
-                each.transport.abort()
+                each.close()
 
     async def _pass_questions(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: _Exchange

@@ -87,7 +87,7 @@ def _headline(drive: Drive) -> str:
 
 def _overruns(summary: Mapping[str, Any], period_s: float) -> str:
     count, late = summary["overruns"], summary["late_s"]
-    text = f"{_share(count, summary['steps'])} of {period_s * 1e3:g} ms"
+    text = f"{_share(count, summary['steps'])}, {period_s * 1e3:g} ms each"
     if not count:
         return text
     by = f", {summary['overruns_by_simulator']} of them by what the simulator took"

@@ -104,6 +104,8 @@ class Simulation:
     def _transition(
         self, observation: NDArray[np.generic], reward: float, terminated: bool, truncated: bool
     ) -> Transition:
+        if not math.isfinite(reward):
+            raise ValueError(f"{self.name}: step {self._environment.steps}: reward {reward}; expected a finite number")
         return Transition(self._row.of_observation(observation), reward, terminated, truncated, self._environment.info)
 
     @property
