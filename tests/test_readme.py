@@ -57,7 +57,7 @@ def test_ci_calls_the_readme_s_commands() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     verbs = set(re.findall(r"`carla-policy (\w+)", README))
-    assert verbs == {verb.__name__ for verb in VERBS} | {"export", "config", "mlflow"}
+    assert verbs == {verb.__name__ for verb in VERBS} | {"export", "config", "mlflow", "env"}
     assert all(run_here(group, "--help") for group in verbs - {verb.__name__ for verb in VERBS})
 
 
@@ -80,7 +80,10 @@ def test_resources_of_the_readme_answer(server: ServeProcess) -> None:
 
 
 def test_links_and_paths_of_the_documents_exist() -> None:
-    for document in (PROJECT / "README.md", PROJECT / "examples" / "README.md", CONFIG / "logs-and-traces.md"):
+    documents = [PROJECT / "README.md", PROJECT / "examples" / "README.md", CONFIG / "logs-and-traces.md"]
+    for part in ("client", "environment", "tools"):
+        documents += (PROJECT / part).rglob("*.md")
+    for document in documents:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert target.startswith("https://") or (document.parent / target).exists(), target
     assert all((CONFIG / "profiles" / f"{name}.yaml").exists() for name in ("realtime", "throughput"))
