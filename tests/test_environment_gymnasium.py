@@ -80,7 +80,7 @@ def test_the_racetrack_goes_on_identically_from_a_snapshot_bit_by_bit() -> None:
     simulator.reset(12, {})
     for _ in range(2):
         observation, info = simulator.restore(state)
-        assert (observation.dtype, info) == (np.float32, {"crashed": False, "on_road": True})
+        assert (observation.dtype, info["crashed"], info["on_road"]) == (np.float32, False, True)
         assert np.array_equal(simulator.render(), before)
         assert rollout(simulator) == expected
     simulator.restore(state)
@@ -251,3 +251,12 @@ def test_a_port_that_is_taken_is_told_in_one_line(capfd: pytest.CaptureFixture[s
         for said in (capfd.readouterr().err, run_here("env", "serve", "--port", port, status=1)):
             assert said.startswith(f"error: port {port} on 127.0.0.1 cannot be used: Address already in use; choose")
             assert said.count("\n") == 1
+
+
+def test_the_racetrack_is_painted_without_a_display() -> None:
+    simulator = GymnasiumSimulator(lambda: make_environment(RACETRACK), RACETRACK)
+    simulator.reset(1, {})
+    picture = simulator.render()
+    simulator.close()
+    assert picture is not None
+    assert picture.std() > 5

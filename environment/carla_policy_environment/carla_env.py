@@ -91,6 +91,18 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
         return self._episode.id if self._episode else None
 
     @property
+    def action_layout(self) -> tuple[str, ...] | None:
+        """The names of the action's elements, such as steer, throttle, brake; `None` where the service tells none."""
+        names = self.service_info.get("details", {}).get("action_names")
+        return None if names is None else tuple(map(str, names))
+
+    @property
+    def step_s(self) -> float | None:
+        """Simulated seconds of a call of `step`; `None` where the simulator does not say."""
+        step_s = self.service_info.get("step_s")
+        return None if step_s is None else float(step_s) * self.frame_skip
+
+    @property
     def prefix(self) -> Prefix:
         """What led to the present state; `ValueError` where that is not known."""
         episode = self._standing()
@@ -192,8 +204,8 @@ class CarlaEnv(gymnasium.Env[Any, Any]):
             self.action_space = space_from_json(self.service_info["action_space"])
         except (KeyError, ValueError) as error:
             raise ServiceError(f"what answers there is no environment service: {error}", url=self.server_url) from None
-        if step_s := self.service_info.get("step_s"):
-            self.metadata = {**self.metadata, "render_fps": max(1, round(1 / (step_s * self.frame_skip)))}  # type: ignore[misc]
+        if self.step_s:
+            self.metadata = {**self.metadata, "render_fps": max(1, round(1 / self.step_s))}  # type: ignore[misc]
         self._check_reward_type()
 
     def _check_reward_type(self) -> None:

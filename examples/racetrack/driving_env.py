@@ -116,7 +116,7 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self._road_field is None:
             self._road_field = RoadField(self.vehicle.road.network)
         self._steer = 0.0
-        return self._observe(), {}
+        return self._observe(), self._place()
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         applied, steer = self._applicable(action, STEP_S)
@@ -160,8 +160,12 @@ class DrivingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._steer = steers[-1]
         observation = self._observe()
         reward = self._reward(changes, terminated=terminated)
-        info = {"crashed": bool(self.vehicle.crashed), "on_road": bool(self.vehicle.on_road)}
+        info = {"crashed": bool(self.vehicle.crashed), "on_road": bool(self.vehicle.on_road), **self._place()}
         return observation, reward, terminated, truncated, info
+
+    def _place(self) -> dict[str, Any]:
+        """Position `[x, y]` in m and speed in m/s."""
+        return {"position": [float(value) for value in self.vehicle.position], "speed": float(self.vehicle.speed)}
 
     def render(self) -> Any:
         return self._env.render()

@@ -47,7 +47,7 @@ class GymnasiumSimulator(Simulator):
     )
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], environment: str, step_s: float | None = None):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")  # with `dummy` highway-env paints all of it black
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         self._environment = make()
         self.environment = environment
@@ -55,7 +55,10 @@ class GymnasiumSimulator(Simulator):
         self.action_space = self._environment.action_space
         self.step_s = step_s
         self.renders = self._environment.render_mode == "rgb_array"
-        self.details = {"gymnasium": gymnasium.__version__, "class": type(self._environment.unwrapped).__name__}
+        own = self._environment.unwrapped
+        self.details = {"gymnasium": gymnasium.__version__, "class": type(own).__name__}
+        if layout := getattr(own, "action_layout", None):
+            self.details["action_names"] = list(layout)
         self._observation: Observation = None
         self._info: Info = {}
         try:

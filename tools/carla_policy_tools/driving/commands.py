@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,15 +121,14 @@ def drive(
             _film(driven, card, output, filmstrip=filmstrip, video=video)
         except ValueError as error:  # an environment that does not render: the drive counts all the same
             unfilmed = f"no pictures: {error}"
-    _tell(driven, output, as_json)
-    if missing:
-        err.print(f"no {REPORT_FILE}: it needs {', '.join(missing)}; run `make simulator`", markup=False)
-    else:
+    if not missing:
         from carla_policy_tools.driving.report import write_report
 
         write_report(driven, output)
+    _tell(driven, output, [DRIVE_FILE] if missing else [DRIVE_FILE, REPORT_FILE], as_json)
+    unreported = f"no {REPORT_FILE}: it needs {', '.join(missing)}; run `make simulator`" if missing else ""
     stopped = f"stopped in episode {len(driven.episodes)} of {episodes}" if driven.stopped else ""
-    for problem in filter(None, (unfilmed, stopped)):
+    for problem in filter(None, (unreported, unfilmed, stopped)):
         err.print(problem, markup=False)
     raise typer.Exit(1 if unfilmed or stopped else 0)
 
@@ -235,7 +234,7 @@ def _film(driven: Drive, card: ModelCard, output: Path, *, filmstrip: bool, vide
     write_films(films, output, filmstrip=filmstrip, video=video)
 
 
-def _tell(driven: Drive, output: Path, as_json: bool) -> None:
+def _tell(driven: Drive, output: Path, written: Sequence[str], as_json: bool) -> None:
     if as_json:
         content = {name: value for name, value in driven.to_json().items() if name not in ("episodes", "notes")}
         content["episodes"] = [_figures(episode) for episode in driven.episodes]
@@ -244,7 +243,7 @@ def _tell(driven: Drive, output: Path, as_json: bool) -> None:
     from carla_policy_tools.driving.printing import print_drive
 
     print_drive(driven)
-    out.print(f"{DRIVE_FILE} and {REPORT_FILE} are in {output}", markup=False)
+    out.print(f"{' and '.join(written)} in {output}", markup=False)
 
 
 def _figures(episode: Episode) -> dict[str, Any]:

@@ -106,6 +106,9 @@ def _share(count: int, whole: int) -> str:
 
 
 def _listed(reasons: Mapping[str, int]) -> str:
-    if not reasons:
-        return ""
-    return ": " + ", ".join(f"{reason.removeprefix('fallback: ')} {count}" for reason, count in reasons.items())
+    fallbacks = [
+        f"{reason.removeprefix('fallback: ')} {count}"
+        for reason, count in reasons.items()
+        if reason.startswith("fallback")
+    ]
+    return ": " + ", ".join(fallbacks) if fallbacks else ""

@@ -38,14 +38,14 @@ class Transition:
 
     @property
     def ending(self) -> str:
-        """`""` while it goes on, else `collision`, `off_road`, `terminated`, or `completed` where time ran out."""
+        """`""` while it goes on, else `collision`, `off_road`, `terminated`, or `completed`: its goal or its time."""
         if not self.over:
             return ""
         if any(self.info.get(key) for key in _COLLISION_KEYS):
             return "collision"
         if not self.info.get("on_road", True) or self.info.get("off_road"):
             return "off_road"
-        return "terminated" if self.terminated else "completed"
+        return "terminated" if self.terminated and not self.info.get("is_success") else "completed"
 
 
 class Simulation:
@@ -122,8 +122,10 @@ class Simulation:
 
     @property
     def speed(self) -> float | None:
-        """The speed of the environment's `vehicle`, in m/s; `None` where it has none that tells it."""
-        speed = getattr(getattr(self.env.unwrapped, "vehicle", None), "speed", None)
+        """The last info's `speed`, or that of the environment's `vehicle`, in m/s; `None` where neither tells it."""
+        speed = self._environment.info.get("speed")
+        if speed is None:
+            speed = getattr(getattr(self.env.unwrapped, "vehicle", None), "speed", None)
         return float(speed) if isinstance(speed, int | float | np.number) and math.isfinite(speed) else None
 
     def picture(self) -> NDArray[np.uint8] | None:

@@ -89,6 +89,10 @@ def info_of(frame: Frame, episode: Episode, end: Outcome, clipped: list[str]) ->
         "episode_collisions": episode.collisions,
         "episode_lane_invasions": episode.lane_invasions,
         "off_road": frame.off_road,
+        "collision": end.reason == "collision",
+        "is_success": end.reason == "goal",
+        "position": list(frame.vehicle.location[:2]),
+        "speed": frame.vehicle.speed,
         "clipped": clipped,
         "end": end.reason,
     }
