@@ -1,19 +1,14 @@
-"""The service itself, apart from HTTP: one simulator, its episode, and one request after another.
-
-A request goes on when its client has gone, so that a repeat of it finds the answer. A call of the simulator that takes
-longer than the time limit is given up for the client, not for the simulator: nothing else is done until it ends.
-"""
+"""The service itself, apart from HTTP: one simulator, its episode, and one request after another."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 import math
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -21,11 +16,13 @@ from PIL import Image
 from carla_policy_environment import __version__
 from carla_policy_environment.infos import info_to_json
 from carla_policy_environment.service.errors import ServiceError, conflict, dumps, invalid_action
+from carla_policy_environment.service.records import Episode, Snapshot, Snapshots
 from carla_policy_environment.service.sessions import Sessions, now
 from carla_policy_environment.service.settings import ServiceSettings
 from carla_policy_environment.service.simulator_thread import SimulatorThread
 from carla_policy_environment.service.telemetry import Telemetry
-from carla_policy_environment.simulators.base import InvalidOptions, Simulator, SimulatorError, SnapshotsNotSupported
+from carla_policy_environment.service.turns import Turns
+from carla_policy_environment.simulators.base import InvalidOptions, Simulator
 from carla_policy_environment.spaces import (
     InvalidValue,
     UnsupportedSpace,
@@ -36,45 +33,7 @@ from carla_policy_environment.spaces import (
 )
 
 T = TypeVar("T")
-MAX_WAITING = 64
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Episode:
-    """Where an episode stands: its last observation and info, as they go over the wire."""
-
-    episode_id: str
-    step: int
-    observed: dict[str, Any]
-    ended: bool = False
-    action: Any = None
-    answer: bytes | None = None
-    """The answer to the last step, as long as a repeat of it may come."""
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {"episode_id": self.episode_id, "step": self.step}
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A state of the simulator, and the episode that it belongs to."""
-
-    snapshot_id: str
-    name: str | None
-    created: str
-    episode: Episode
-    state: object
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        return {
-            "snapshot_id": self.snapshot_id,
-            "name": self.name,
-            **self.episode.place,
-            "created": self.created,
-        }
 
 
 class EnvironmentService:
@@ -94,11 +53,8 @@ class EnvironmentService:
             self.close()
             raise
         self._episode: Episode | None = None
-        self._failure: str | None = None
-        self._snapshots: dict[str, Snapshot] = {}
-        self._turn = asyncio.Lock()
-        self._waiting = 0
-        self._running: tuple[str, float] | None = None
+        self._snapshots = Snapshots(self.settings.snapshot_limit)
+        self._turns = Turns(self._thread, self.settings.time_limit_s)
         self._started = time.monotonic()
 
     def close(self, timeout_s: float = 5.0) -> bool:
@@ -111,14 +67,7 @@ class EnvironmentService:
     @property
     def reason(self) -> str | None:
         """Why the service is unhealthy; `None` if it is not."""
-        return self._stuck or self._failure
-
-    @property
-    def _stuck(self) -> str | None:
-        limit_s = self.settings.time_limit_s
-        if self._running and (running_s := time.monotonic() - self._running[1]) > limit_s:
-            return f"{self._running[0]} has been running for {running_s:.1f} s, and may take {limit_s:g} s"
-        return None
+        return self._turns.stuck or self._turns.failure
 
     def health(self) -> dict[str, Any]:
         """The answer of /health."""
@@ -172,12 +121,12 @@ class EnvironmentService:
                 return self._observed(*self.simulator.reset(seed, options))
 
             try:
-                observed = await self._call("reset", begin, must_succeed=True)
+                observed = await self._turns.call("reset", begin, must_succeed=True)
             except ServiceError as error:
-                over = self._failure or isinstance(error.__cause__, InvalidOptions)
+                over = self._turns.failure or isinstance(error.__cause__, InvalidOptions)
                 self._episode = None if over else self._episode
                 raise
-            self._failure = None
+            self._turns.failure = None
             self._episode = episode = Episode(uuid.uuid4().hex, 0, observed)
             self._tell("reset", episode)
             return dumps(observed | episode.place)
@@ -203,7 +152,7 @@ class EnvironmentService:
             if step not in (None, number):
                 raise conflict("WrongStep", f"the next step of episode {episode.episode_id} is {number}, got {step}")
             decoded = self._decode(action)
-            answer, ended = await self._call(
+            answer, ended = await self._turns.call(
                 f"step {number}", lambda: self._advance(decoded, number), must_succeed=True
             )
             observed = {key: answer[key] for key in ("observation", "info", "info_left_out")}
@@ -227,7 +176,7 @@ class EnvironmentService:
 
         async def body() -> bytes:
             self._begun()
-            if (image := await self._call("render", draw)) is None:
+            if (image := await self._turns.call("render", draw)) is None:
                 raise ServiceError(404, "NotRendering", f"{self.simulator.environment} does not render images")
             return image
 
@@ -239,19 +188,13 @@ class EnvironmentService:
         async def body() -> dict[str, Any]:
             self.sessions.check(session_id)
             episode = self._begun()
-            if self._failure:
+            if self._turns.failure:
                 raise self._reset_required()
-            if len(self._snapshots) >= self.settings.snapshot_limit:
-                oldest = next(iter(self._snapshots))
-                raise conflict(
-                    "SnapshotLimit",
-                    f"there are {len(self._snapshots)} snapshots, as many as are kept; delete one first, such as the "
-                    f"oldest: DELETE /snapshot/{oldest}",
-                )
-            state, ms = await self._call("snapshot", lambda: _timed(self.simulator.snapshot))
+            self._snapshots.check_room()
+            state, ms = await self._turns.call("snapshot", lambda: _timed(self.simulator.snapshot))
             episode = replace(episode, action=None, answer=None)
             snapshot = Snapshot(uuid.uuid4().hex, name, now(), episode, state)
-            self._snapshots[snapshot.snapshot_id] = snapshot
+            self._snapshots.add(snapshot)
             return snapshot.entry | {"ms": ms}
 
         return await self._alone("snapshot", session_id, body)
@@ -261,14 +204,14 @@ class EnvironmentService:
 
         async def body() -> bytes:
             self.sessions.check(session_id)
-            snapshot = self._snapshot(snapshot_id)
+            snapshot = self._snapshots[snapshot_id]
 
             def go_back() -> tuple[dict[str, Any], float]:
                 restored, ms = _timed(lambda: self.simulator.restore(snapshot.state))
                 return self._observed(*restored), ms
 
-            observed, ms = await self._call("restore", go_back, must_succeed=True)
-            self._failure = None
+            observed, ms = await self._turns.call("restore", go_back, must_succeed=True)
+            self._turns.failure = None
             self._episode = episode = replace(snapshot.episode, observed=observed)
             self._tell("restore", episode)
             return dumps(observed | episode.place | {"ms": ms})
@@ -277,65 +220,23 @@ class EnvironmentService:
 
     def list_snapshots(self) -> dict[str, Any]:
         """The answer of /snapshot/list, oldest first."""
-        return {"snapshots": [snapshot.entry for snapshot in self._snapshots.values()]}
+        return {"snapshots": self._snapshots.entries}
 
     def delete_snapshot(self, snapshot_id: str, session_id: str | None = None) -> None:
         """Forget a snapshot; 404 if there is none of this name."""
         self.sessions.check(session_id)
-        del self._snapshots[self._snapshot(snapshot_id).snapshot_id]
+        self._snapshots.remove(snapshot_id)
 
     async def _alone(self, name: str, session_id: str | None, body: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run `body` when all requests before it are done; it goes on if the client does not wait for it."""
-        limit_s = self.settings.time_limit_s
-        if self._stuck:
-            raise ServiceError(503, "Busy", f"nothing was done: {self._stuck}")
-        if self._waiting >= MAX_WAITING:
-            raise ServiceError(503, "Busy", f"nothing was done: {self._waiting} requests are waiting already")
-        self._waiting += 1
-        try:
-            await asyncio.wait_for(self._turn.acquire(), limit_s)
-        except asyncio.TimeoutError:
-            reason = self._stuck or f"other requests took the {limit_s:g} s for which a request waits"
-            raise ServiceError(503, "Busy", f"nothing was done: {reason}") from None
-        finally:
-            self._waiting -= 1
-        task = asyncio.create_task(self._finish(name, session_id, body))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            await asyncio.wait({task}, timeout=limit_s)
-        except asyncio.CancelledError:  # by the server, which ends and has waited long enough
-            raise ServiceError(503, "Ending", f"the service ends; whether {name} was done is not known") from None
-        if task.done():
-            return task.result()
-        raise ServiceError(
-            504, "TimeLimit", f"{name} takes longer than {limit_s:g} s; whether it will end is not known, /health tells"
-        )
+        """Run `body` when all requests before it are done; a session that is used does not expire."""
 
-    async def _finish(self, name: str, session_id: str | None, body: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        self._running = name, time.monotonic()
-        try:
-            return await body()
-        finally:
-            self._running = None
-            self.sessions.touch(session_id)
-            self._turn.release()
+        async def used() -> T:
+            try:
+                return await body()
+            finally:
+                self.sessions.touch(session_id)
 
-    async def _call(self, name: str, function: Callable[[], T], *, must_succeed: bool = False) -> T:
-        """Call the simulator; after a failure of what `must_succeed`, its state is not known until it is reset."""
-        outcome = await self._thread.call(function)
-        error = outcome.error
-        if error is None:
-            return outcome.value
-        kind = type(error).__name__
-        if isinstance(error, InvalidOptions):
-            raise ServiceError(422, kind, str(error)) from error
-        if isinstance(error, SnapshotsNotSupported):
-            raise ServiceError(501, kind, str(error)) from error
-        if must_succeed or isinstance(error, SimulatorError):
-            self._failure = f"{name} failed: {kind}: {error}"
-        log.error("%s failed in the simulator", name, exc_info=error)
-        code = 503 if isinstance(error, SimulatorError) else 500
-        raise ServiceError(code, kind, f"{name} failed in the simulator: {kind}: {error}") from error
+        return await self._turns.alone(name, used)
 
     def _advance(self, action: Any, number: int) -> tuple[dict[str, Any], bool]:
         total, terminated, truncated = 0.0, False, False
@@ -377,19 +278,14 @@ class EnvironmentService:
         return self._episode
 
     def _check_goes_on(self, episode: Episode) -> None:
-        if self._failure:
+        if self._turns.failure:
             raise self._reset_required()
         if episode.ended:
             raise conflict("ResetRequired", f"the episode ended with step {episode.step}; POST /reset begins another")
 
     def _reset_required(self) -> ServiceError:
-        why = f"since {self._failure}" if self._failure else "no episode has begun"
+        why = f"since {self._turns.failure}" if self._turns.failure else "no episode has begun"
         return conflict("ResetRequired", f"{why}; POST /reset begins one")
-
-    def _snapshot(self, snapshot_id: str) -> Snapshot:
-        if snapshot := self._snapshots.get(snapshot_id):
-            return snapshot
-        raise ServiceError(404, "NotFound", f"no snapshot {snapshot_id}; GET /snapshot/list tells which there are")
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:
