@@ -74,6 +74,8 @@ class PretendedServer:
         self.golden_status = 200
         self.answering_worker: int | None = 100
         self.metrics = ""
+        self.failures = 0
+        """How many of the next requests fail as TorchServe does where its list of workers changes meanwhile."""
         self.writes: list[str] = []
         """What has been asked to change."""
         self._server = ThreadingHTTPServer((LOOPBACK, 0), _handler(self))
@@ -122,6 +124,9 @@ class PretendedServer:
 
     def answer(self, method: str, path: str, query: str) -> tuple[int, object]:
         parts = path.strip("/").split("/")
+        if self.failures:
+            self.failures -= 1
+            return 500, {"code": 500, "type": "ConcurrentModificationException"}
         if parts[0] == "metrics":
             return 200, self.metrics
         if parts[0] == "predictions":
@@ -134,6 +139,9 @@ class PretendedServer:
         if version not in self.workers:
             return 404, {"message": "Model not found"}
         if method == "PUT":
+            if "min_worker" in query:
+                self.writes.append(f"scale {version}")
+                return 202, {"status": "Processing worker updates..."}
             self.writes.append(f"promote {version}")
             self.default = version
         elif method == "DELETE":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from carla_policy_tools.urls import local_session
 TIMEOUT_S = 5.0
 POLL_S = 0.02
 _BARRIER_TIMEOUT_S = 30.0
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ class Management:
 
     def versions(self) -> dict[str, ServedVersion]:
         """Every version that the server has, also those without workers."""
-        answer = self._session.get(f"{self._model}/all", timeout=TIMEOUT_S)
+        answer = _repeated(lambda: self._session.get(f"{self._model}/all", timeout=TIMEOUT_S))
         return {} if answer.status_code == 404 else {found["modelVersion"]: _served(found) for found in _json(answer)}
 
     def version(self, version: str) -> ServedVersion | None:
-        answer = self._session.get(f"{self._model}/{version}", timeout=TIMEOUT_S)
+        answer = _repeated(lambda: self._session.get(f"{self._model}/{version}", timeout=TIMEOUT_S))
         return None if answer.status_code == 404 else _served(_json(answer)[0])
 
     def default(self) -> str | None:
         """The version that answers where none is named: only this answer tells it."""
-        answer = self._session.get(self._model, timeout=TIMEOUT_S)
+        answer = _repeated(lambda: self._session.get(self._model, timeout=TIMEOUT_S))
         return None if answer.status_code == 404 else str(_json(answer)[0]["modelVersion"])
 
     def register(self, version: str, profile: Profile) -> None:
@@ -103,7 +104,9 @@ class Management:
     def scale(self, version: str, workers: int) -> None:
         """Ask for so many workers; returns at once."""
         parameters: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "false"}
-        _check(self._session.put(f"{self._model}/{version}", params=parameters, timeout=TIMEOUT_S), f"scale {version}")
+        url = f"{self._model}/{version}"
+        answer = _repeated(lambda: self._session.put(url, params=parameters, timeout=TIMEOUT_S))
+        _check(answer, f"scale {version}")
 
     def set_default(self, version: str) -> None:
         """Promote, and see that it is so. TorchServe does not check that the version has workers."""
@@ -154,6 +157,19 @@ def _served(found: Mapping[str, Any]) -> ServedVersion:
         batch_size=int(found["batchSize"]),
         max_batch_delay_ms=int(found["maxBatchDelay"]),
     )
+
+
+def _repeated(ask: Callable[[], requests.Response]) -> requests.Response:
+    """The answer to what may be asked again, where the server fails in the middle of it.
+
+    It answers 500 without a message where its list of workers changes while it is read, as when one of them ends.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        answer = ask()
+        if answer.status_code != 500:
+            return answer
+        time.sleep(POLL_S)
+    return ask()
 
 
 def _check(answer: requests.Response, what: str) -> None:
