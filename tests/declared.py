@@ -75,7 +75,7 @@ class PretendedServer:
         self.answering_worker: int | None = 100
         self.metrics = ""
         self.failures = 0
-        """How many of the next requests fail as TorchServe does where its list of workers changes meanwhile."""
+        """How many of the next requests fail as TorchServe does now and then while workers come and go."""
         self.writes: list[str] = []
         """What has been asked to change."""
         self._server = ThreadingHTTPServer((LOOPBACK, 0), _handler(self))

@@ -20,6 +20,7 @@ TIMEOUT_S = 5.0
 POLL_S = 0.02
 _BARRIER_TIMEOUT_S = 30.0
 _ATTEMPTS = 5
+_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,13 @@ def _served(found: Mapping[str, Any]) -> ServedVersion:
 def _repeated(ask: Callable[[], requests.Response]) -> requests.Response:
     """The answer to what may be asked again, where the server fails in the middle of it.
 
-    It answers 500 without a message where its list of workers changes while it is read, as when one of them ends.
+    While workers come and go it answers 500 now and then, with the name of a Java exception and no message.
     """
     for _ in range(_ATTEMPTS - 1):
         answer = ask()
         if answer.status_code != 500:
             return answer
-        time.sleep(POLL_S)
+        time.sleep(_PAUSE_S)
     return ask()
 
 
