@@ -17,7 +17,7 @@ import requests
 
 from carla_policy.card import CARD_FILE, load_card
 from carla_policy_tools.archive import pack
-from carla_policy_tools.cli import VERBS
+from carla_policy_tools.cli import VERBS, report
 from carla_policy_tools.paths import archive_name
 from tests.commands import run_here
 from tests.conftest import SHIPPED
@@ -253,6 +253,14 @@ def test_help_has_an_example(verb: str) -> None:
     text = run_here(verb, "--help")
     assert "Example" in text
     assert f"carla-policy {verb}" in text
+
+
+@pytest.mark.parametrize("part", ["client", "environment"])
+def test_a_part_that_is_not_installed_is_named_with_what_to_do(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(ModuleNotFoundError("No module", name=f"carla_policy_{part}")) == 1
+    told = capsys.readouterr().err
+    assert f"carla_policy_{part} is not installed" in told
+    assert f"pip install ./{part}" in told.replace("\n", " ")
 
 
 def test_build_and_verify_as_json(tmp_path: Path) -> None:

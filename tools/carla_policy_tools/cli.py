@@ -43,6 +43,9 @@ VERBS = (
     *benchmark_commands.VERBS,
 )
 
+_PARTS = {"carla_policy_client": "client", "carla_policy_environment": "environment"}
+"""Distributions of their own that some verbs need, and their directories in the project."""
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
@@ -92,6 +95,8 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, requests.ConnectionError):
         url = error.request.url if error.request else ""
         return f"no server answers at {url}; start one with `carla-policy serve`, or name its --url"
+    if isinstance(error, ModuleNotFoundError) and error.name in _PARTS:
+        return f"{error.name} is not installed: `pip install ./{_PARTS[error.name]}` in the project's directory"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     expected = (ArtifactError, ServerError, RegistryError, ProxyError, RefusedRequest, ValueError, OSError)
