@@ -151,7 +151,7 @@ def test_refusals_name_the_artifact_among_several(small_store: Path, tmp_path: P
 def test_stranger_in_the_store_is_passed_over(small_store: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(small_store, tmp_path / "store"))
     (store / "carla_policy-v1.9.0 (copy).mar").write_bytes(b"")
-    assert "has no v7.7.7, only v1.9.0, v1.10.0" in run("serve", "v7.7.7", "--store", str(store)).stderr
+    assert "has no v7.7.7, only v1.9.0, v1.10.0" in run("serve", "v7.7.7", "--store", str(store), "--port", "0").stderr
 
 
 def test_nohup_keeps_the_server_when_the_terminal_is_closed(small_store: Path) -> None:
@@ -187,10 +187,18 @@ def test_run_directory_of_another_server_is_refused(small_store: Path, run_dir: 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["serve", "v7.7.7"], 1, "has no v7.7.7, only v1.9.0, v1.10.0"),
-        (["serve", "v1.9.0", "--promote", "v1.10.0"], 1, "v1.10.0 is to be promoted, but only v1.9.0 are to be served"),
+        (["serve", "v7.7.7", "--port", "0"], 1, "has no v7.7.7, only v1.9.0, v1.10.0"),
+        (
+            ["serve", "v1.9.0", "--promote", "v1.10.0", "--port", "0"],
+            1,
+            "v1.10.0 is to be promoted, but only v1.9.0 are to be served",
+        ),
         (["serve", "latest"], 1, "VERSIONS: expected versions such as v0.2.0, got ['latest']"),
-        (["serve", "--profile", "fast"], 1, "there is no profile 'fast': choose one of realtime, throughput"),
+        (
+            ["serve", "--profile", "fast", "--port", "0"],
+            1,
+            "there is no profile 'fast': choose one of realtime, throughput",
+        ),
         (["serve", "--port", "9090", "--management-port", "9090"], 1, "need a port each, got 9090, 9090, 9092, 9093"),
         (["predict", "--seed", "5"], 2, "--stochastic"),
         (["predict", "--file", "x.json", "--golden", "1"], 2, "a file is sent as it is"),
@@ -214,7 +222,7 @@ def test_java_home_without_java_is_refused(small_store: Path, monkeypatch: pytes
 
 
 def test_empty_store_says_what_to_do(tmp_path: Path) -> None:
-    result = run("serve", "--store", str(tmp_path))
+    result = run("serve", "--store", str(tmp_path), "--port", "0")
     assert result.returncode == 1
     assert "there are no archives to serve; build one with `carla-policy build" in result.stderr
 
