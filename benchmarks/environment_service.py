@@ -122,15 +122,17 @@ def _snapshots(client: Client, simulator: GymnasiumSimulator, rounds: int) -> di
     }
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.environment_service", description=__doc__)
+def print_measured(
+    name: str, description: str | None, take: Callable[[str, int, int], dict[str, Any]], *, rounds: int
+) -> None:
+    """The command `python -m benchmarks.<name>`: print what `take` measures as one JSON object."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--env", default=DEFAULT_ENVIRONMENT, help="module:callable, file.py:callable, or an id")
-    parser.add_argument("--rounds", type=int, default=20, help="episodes of each kind")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of each kind")
     parser.add_argument("--steps", type=int, default=100, help="steps of a round")
     options = parser.parse_args()
-    print(json.dumps(measure(options.env, options.rounds, options.steps), indent=2))
+    print(json.dumps(take(options.env, options.rounds, options.steps), indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    print_measured("environment_service", __doc__, measure, rounds=20)

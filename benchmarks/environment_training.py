@@ -6,8 +6,6 @@ Rounds of all kinds take turns, so that what else the machine does falls on all.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.environment_service import print_measured
 from carla_policy_environment import CarlaEnv, EnvironmentManager, VectorizedCarlaEnv, branch
-from carla_policy_environment.service.command import DEFAULT_ENVIRONMENT
 from carla_policy_environment.simulators.gymnasium_simulator import GymnasiumSimulator
 from carla_policy_environment.simulators.making import make_environment
 from carla_policy_environment.trajectories import collect_trajectory
@@ -145,15 +143,5 @@ def _relative(values: dict[str, list[float]]) -> dict[str, float]:
     return {kind: round(median(one) / base, 2) for kind, one in values.items() if kind != "in_process"}
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.environment_training", description=__doc__)
-    parser.add_argument("--env", default=DEFAULT_ENVIRONMENT, help="module:callable, file.py:callable, or an id")
-    parser.add_argument("--rounds", type=int, default=7, help="of each kind")
-    parser.add_argument("--steps", type=int, default=100, help="steps of a round")
-    options = parser.parse_args()
-    print(json.dumps(measure(options.env, options.rounds, options.steps), indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    print_measured("environment_training", __doc__, measure, rounds=7)

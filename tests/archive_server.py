@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.serving import serving
 
 Spoil = Callable[[str, bytes], bytes]
 
@@ -29,14 +30,8 @@ class ArchiveServer:
 
     @contextmanager
     def running(self) -> Iterator[ArchiveServer]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join()
 
 
 def _handler(served: ArchiveServer) -> type[BaseHTTPRequestHandler]:

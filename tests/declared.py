@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from carla_policy_tools.lifecycle.endpoint import Endpoint
 from carla_policy_tools.lifecycle.records import Registry, VersionRecord
 from carla_policy_tools.paths import MODEL_NAME
 from carla_policy_tools.ports import Ports
+from tests.serving import serving
 
 PROFILE = load_profile("realtime")
 
@@ -97,14 +97,8 @@ class PretendedServer:
 
     @contextmanager
     def running(self) -> Iterator[PretendedServer]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join()
 
     def _answer_candidate(self, method: str, versions: Sequence[str]) -> tuple[int, object]:
         """The one whose name comes first is their default."""

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
-from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from typing_extensions import Self
 
 from carla_policy.card import ModelCard
 from tests.fake_upstream import QuietServer
+from tests.serving import serving
 
 MOST_BYTES = 1 << 30
 """Announced by a client who does not mean to send them."""
@@ -69,7 +69,7 @@ class FakePolicy:
                 """Quiet."""
 
         self._server = QuietServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._serving = serving(self._server)
 
     def right(self, document: Any, **changes: Any) -> dict[str, Any]:
         """A right answer but for `changes`; the state of a recurrent policy counts the requests."""
@@ -82,12 +82,10 @@ class FakePolicy:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._serving.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._serving.__exit__(kind, error, trace)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from carla_policy.batch import Request
 from carla_policy.loading import LoadedPolicy
-from carla_policy.service import PolicyService
 from carla_policy_tools.artifact import load_artifact
+from tests.policy_server import PREFIX, PolicyServer
 from tests.synthetic import make_artifact
 
 ENV = "tests.lane_env:LaneEnv"
@@ -71,33 +68,5 @@ def load_keeper(root: Path, version: str = "v1.0.0", gain: float = 1.0, **more: 
 @contextmanager
 def answering(loaded: LoadedPolicy) -> Iterator[str]:
     """The URL at which the handler's own service answers for `loaded`, over HTTP, without TorchServe."""
-    service = PolicyService(loaded)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            request = Request(body, {name.lower(): value for name, value in self.headers.items()})
-            (answer,) = service.encode(service.infer(service.parse([request])))
-            self.send_response(answer.status)
-            for name, value in {"content-type": answer.content_type, **answer.headers}.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with PolicyServer(loaded) as server:
+        yield server.url + PREFIX

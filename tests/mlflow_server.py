@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ import requests
 
 from carla_policy_tools.addresses import LOOPBACK
 from carla_policy_tools.ports import reserved_port
+from tests.serving import serving
 
 PATIENCE_S = 120.0
 SETTINGS = {
@@ -103,11 +103,5 @@ class DishonestServer:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://{LOOPBACK}:{self._server.server_address[1]}"
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join()
+        with serving(self._server) as url:
+            yield url

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -13,6 +12,7 @@ from carla_policy.batch import Request
 from carla_policy.loading import LoadedPolicy
 from carla_policy.service import PolicyService
 from carla_policy.trace_context import echoed
+from tests.serving import serving
 
 PREFIX = "/predictions/carla_policy"
 
@@ -28,18 +28,17 @@ class PolicyServer:
         """After so many, connections are closed without an answer."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._serving = serving(self._server)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._serving.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._serving.__exit__(kind, error, trace)
 
     def answer(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]] | None:
         """Status, body and headers; `None` to hang up."""

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import requests
@@ -20,6 +19,7 @@ from carla_policy_tools.lifecycle.registry import RegistryFile
 from carla_policy_tools.tokens import KeyFileError, Tokens, read_key
 from carla_policy_tools.urls import local_session, prediction_url
 from tests.servers import COMMAND, ServeProcess
+from tests.serving import serving
 
 OLD, NEW = "v1.9.0", "v1.10.0"
 BODY = {"observations": [{"speed": 1.0, "steering": 0.0, "sensors": [0.0] * 5}]}
@@ -181,13 +181,9 @@ def test_request_that_was_on_its_way_when_keys_were_renewed_is_asked_once_more(
 ) -> None:
     key_file = tmp_path / "key_file.json"
     key_file.write_text('{"inference": {"key": "old"}}')
-    with _Renewing(key_file, renews) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        with local_session(Tokens(key_file, "inference")) as session:
-            answer = session.post(f"http://127.0.0.1:{server.server_port}/", data=b"a body", timeout=10)
-        server.shutdown()
-        thread.join()
+    server = _Renewing(key_file, renews)
+    with serving(server) as url, local_session(Tokens(key_file, "inference")) as session:
+        answer = session.post(f"{url}/", data=b"a body", timeout=10)
     assert (answer.status_code, server.asked) == (status, [f"Bearer {key}" for key in asked])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ import requests
 
 from carla_policy_tools.lifecycle.warming import CLIENTS, QUIET_ROUNDS, ROUND, SHORT_ROUND, compiler_seconds, warm_up
 from tests.servers import ServeProcess
+from tests.serving import serving
 
 LONG_S = 600.0
 VERSIONS = ["v1.0.0", "v2.0.0"]
@@ -54,12 +54,9 @@ class _Answering(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def asked() -> Iterator[Asked]:
-    with Asked() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    server = Asked()
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def _busy_for(rounds: int) -> Callable[[], float]:

@@ -29,8 +29,8 @@ from benchmarks.drills.growth_plot import check_plot
 from benchmarks.drills.report import Report
 from benchmarks.load import PACE, Pace
 from carla_policy_tools.console import err, print_json
+from carla_policy_tools.driving.defaults import ENVIRONMENT
 from carla_policy_tools.driving.session import Plan
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT
 from carla_policy_tools.options import Json
 
 app = typer.Typer(
@@ -259,7 +259,7 @@ def health(
 
 @app.command()
 def drive(
-    env: Annotated[str, typer.Option(help="Gymnasium environment to drive in.")] = DEFAULT_ENVIRONMENT,
+    env: Annotated[str, typer.Option(help="Gymnasium environment to drive in.")] = ENVIRONMENT,
     env_arguments: Annotated[str, typer.Option(help="Its arguments, as a JSON object.")] = "{}",
     hz: Annotated[float | None, typer.Option(help="Steps a second; the environment's own by default.", min=1)] = None,
     deadline: Annotated[float, typer.Option(help="Milliseconds until the fallback acts.", min=1)] = 50.0,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.driving.defaults import ENVIRONMENT
 from carla_policy_tools.environment_managing import manage
 from carla_policy_tools.options import Json
 
 if TYPE_CHECKING:
     from carla_policy_environment.service.episodes import EnvironmentService
 
-DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 app = typer.Typer(
     no_args_is_help=True, help="Simulators as services, with snapshots: Gymnasium environments and CARLA."
 )
@@ -25,7 +25,7 @@ def serve(
     simulator: Annotated[str, typer.Option(help="gymnasium or carla.")] = "gymnasium",
     env: Annotated[
         str, typer.Option(help="package.module:callable, file.py:callable, or an id that Gymnasium knows.")
-    ] = DEFAULT_ENVIRONMENT,
+    ] = ENVIRONMENT,
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}",
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file for CARLA: environment/carla.md.")] = None,
     carla_host: Annotated[str | None, typer.Option(help="Where CARLA runs, over the file's.")] = None,

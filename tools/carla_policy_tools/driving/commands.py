@@ -15,6 +15,7 @@ import typer
 from carla_policy.version import parse_version
 from carla_policy_tools.asked_server import KeyFile, Url, asked_server
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.driving.defaults import DEADLINE_S, ENVIRONMENT, FIRST_SEED
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, PROJECT
 from carla_policy_tools.processes import stop_signals
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from carla_policy_tools.driving.records import Drive, Episode
 
 OUTPUT = PROJECT / "runs" / "drive"
-ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 DRIVE_FILE, REPORT_FILE = "drive.json", "report.html"
 _FOR_REPORT = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "pillow"}
 
@@ -37,14 +37,14 @@ def drive(
     ] = ENVIRONMENT,
     env_arguments: Annotated[str, typer.Option(help="Arguments of the environment, as a JSON object.")] = "{}",
     episodes: Annotated[int, typer.Option(help="How many.", min=1)] = 5,
-    seed: Annotated[int, typer.Option(help="Of the first episode; the next has the next.", min=0)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the first episode; the next has the next.", min=0)] = FIRST_SEED,
     realtime: Annotated[
         bool, typer.Option("--realtime/--fast", help="A step takes as long as it simulates, or as short as it can.")
     ] = False,
     hz: Annotated[
         float | None, typer.Option(help="In real time: so many steps a second, whatever they simulate.")
     ] = None,
-    deadline: Annotated[float, typer.Option(help="Milliseconds until the fallback acts.")] = 50.0,
+    deadline: Annotated[float, typer.Option(help="Milliseconds until the fallback acts.")] = 1e3 * DEADLINE_S,
     fallback: Annotated[
         str, typer.Option(help="brake, hold[:SECONDS] or decay[:SECONDS]: what the vehicle does without an answer.")
     ] = "brake",

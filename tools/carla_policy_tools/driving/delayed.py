@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from carla_policy.golden import FloatArray
+from carla_policy_tools.driving.defaults import DEADLINE_S
 from carla_policy_tools.driving.pilots import Pilot
 from carla_policy_tools.driving.records import Answer, Episode, Step
 from carla_policy_tools.driving.simulation import Simulation
 
-DEADLINE_S = 0.05
-"""The vehicle client's own."""
 Fallback = Callable[[FloatArray | None, float], FloatArray]
 """Controls `[3]`, from the last good ones (`None` before the first) and how many seconds ago they took effect."""
 _LOSSES = 0x1055

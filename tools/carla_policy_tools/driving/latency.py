@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from carla_policy_tools.driving.delayed import DEADLINE_S, Clock, Delay
-from carla_policy_tools.driving.loop import FIRST_SEED
+from carla_policy_tools.driving.defaults import DEADLINE_S, ENVIRONMENT, FIRST_SEED
+from carla_policy_tools.driving.delayed import Clock, Delay
 from carla_policy_tools.driving.records import ENDINGS
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT
 from carla_policy_tools.driving.strategies import strategy_of
 
 CONFIDENCE = 0.95
@@ -41,7 +40,7 @@ class Plan:
     """
 
     source: Path
-    environment: str = DEFAULT_ENVIRONMENT
+    environment: str = ENVIRONMENT
     environment_arguments: str = "{}"
     latencies_s: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2)
     losses: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)

@@ -10,6 +10,7 @@ import typer
 
 from carla_policy.version import parse_version
 from carla_policy_tools.console import err, out, print_json
+from carla_policy_tools.driving.defaults import ENVIRONMENT, FIRST_SEED
 from carla_policy_tools.driving.latency_table import Section, remarks_of, sections_of
 from carla_policy_tools.options import Json, Registry, Store
 from carla_policy_tools.paths import MODEL_STORE, archive_name
@@ -31,7 +32,7 @@ def latency(
         str, typer.Option(help="The vehicle client's fallbacks: brake, hold[:SECONDS], decay[:SECONDS].")
     ] = "brake,hold,decay",
     episodes: Annotated[int, typer.Option(help="Episodes of each cell, on the same seeds.", min=1)] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the first episode.", min=0)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the first episode.", min=0)] = FIRST_SEED,
     max_steps: Annotated[int | None, typer.Option(help="Steps after which an episode is cut.", min=1)] = None,
     deadline_ms: Annotated[
         float | None,
@@ -43,7 +44,7 @@ def latency(
     ] = None,
     environment: Annotated[
         str, typer.Option("--env", help="Gymnasium environment: an id, `module:id` or `module:callable`.")
-    ] = "examples.racetrack.driving_env:DrivingEnv",
+    ] = ENVIRONMENT,
     environment_arguments: Annotated[str, typer.Option("--env-arguments", help="Its arguments, as JSON.")] = "{}",
     step_ms: Annotated[
         float | None, typer.Option(help="How long a step is, for an environment that does not say so.")

@@ -35,7 +35,7 @@ def sections_of(found: Evaluation) -> list[Section]:
 
 def remarks_of(found: Evaluation) -> list[str]:
     """What the figures are of, and where the environment is coarser than what was asked."""
-    from carla_policy_tools.driving.delayed import DEADLINE_S
+    from carla_policy_tools.driving.defaults import DEADLINE_S
     from carla_policy_tools.driving.latency import METHOD
 
     plan = found.plan

@@ -9,9 +9,6 @@ from carla_policy_tools.driving.pilots import Pilot
 from carla_policy_tools.driving.records import Episode, Step
 from carla_policy_tools.driving.simulation import Simulation
 
-FIRST_SEED = 10_000
-"""Far from the seeds that policies are usually trained with."""
-
 
 class Pace:
     """Periods of `period_s` seconds, or none at all: then nothing waits and nothing is late."""

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from carla_policy_client import PolicyClient
+from carla_policy_tools.driving.defaults import DEADLINE_S, ENVIRONMENT, FIRST_SEED
 from carla_policy_tools.driving.link import Conditions, Link
-from carla_policy_tools.driving.loop import FIRST_SEED, Pace, drive_episodes
+from carla_policy_tools.driving.loop import Pace, drive_episodes
 from carla_policy_tools.driving.records import Drive, Episode, Event, Settings
 from carla_policy_tools.driving.roads import borders_of
 from carla_policy_tools.driving.served import ServedPilot, served_card
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, simulation_of
+from carla_policy_tools.driving.simulation import simulation_of
 from carla_policy_tools.driving.strategies import client_fallback
 
 if TYPE_CHECKING:
     from carla_policy_tools.tokens import Tokens
 
-DEADLINE_S = 0.05
 PACKAGES = ("carla-policy-serving", "carla-policy-client", "gymnasium", "highway-env", "numpy")
 
 
@@ -45,7 +45,7 @@ class Plan:
     url: str
     version: str | None = None
     auth: Tokens | None = None
-    environment: str = DEFAULT_ENVIRONMENT
+    environment: str = ENVIRONMENT
     environment_arguments: str = "{}"
     episodes: int = 5
     seed: int = FIRST_SEED

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from carla_policy.card import ModelCard
 from carla_policy.golden import FloatArray
+from carla_policy_tools.driving.defaults import ENVIRONMENT
 from carla_policy_tools.driving.vehicle import ControlledAction, ObservationRow
 from carla_policy_tools.export.environments import Environment, make_env
 from carla_policy_tools.paths import PROJECT
 
-DEFAULT_ENVIRONMENT = "examples.racetrack.driving_env:DrivingEnv"
 _COLLISION_KEYS = ("crashed", "collision", "collided")
 
 
@@ -153,16 +153,16 @@ class Simulation:
             )
 
 
-def simulation_of(card: ModelCard, name: str = DEFAULT_ENVIRONMENT, arguments: str = "{}") -> Simulation:
+def simulation_of(card: ModelCard, name: str = ENVIRONMENT, arguments: str = "{}") -> Simulation:
     """The environment `name` (an id, `module:id` or `module:callable`), made with JSON `arguments`, for `card`.
 
     `ValueError` says how to install what it needs.
     """
-    needed = {"gymnasium": "gymnasium", **({"highway_env": "highway-env"} if name == DEFAULT_ENVIRONMENT else {})}
+    needed = {"gymnasium": "gymnasium", **({"highway_env": "highway-env"} if name == ENVIRONMENT else {})}
     if missing := [package for module, package in needed.items() if importlib.util.find_spec(module) is None]:
         raise ValueError(
             f"driving in {name} needs {' and '.join(missing)}: run `make simulator`, or pip install -e '.[drive,train]'"
         )
-    if name == DEFAULT_ENVIRONMENT and str(PROJECT) not in sys.path:
+    if name == ENVIRONMENT and str(PROJECT) not in sys.path:
         sys.path.append(str(PROJECT))
     return Simulation(make_env(name, arguments), card)

@@ -17,10 +17,11 @@ from carla_policy.errors import ArtifactError
 from carla_policy.loading import load_policy
 from carla_policy.policy import Policy
 from carla_policy_tools.archive import check
+from carla_policy_tools.driving.defaults import ENVIRONMENT
 from carla_policy_tools.driving.loop import Pace, drive_episodes
 from carla_policy_tools.driving.pilots import Pilot, PolicyPilot
 from carla_policy_tools.driving.records import Episode
-from carla_policy_tools.driving.simulation import DEFAULT_ENVIRONMENT, Simulation, simulation_of
+from carla_policy_tools.driving.simulation import Simulation, simulation_of
 from carla_policy_tools.export.environments import Environment, make_env
 from carla_policy_tools.export.source import Source
 from carla_policy_tools.gating.asking import AskingPilot, check_wire
@@ -66,7 +67,7 @@ class Plan:
 
     @property
     def driven(self) -> str:
-        return self.environment or DEFAULT_ENVIRONMENT
+        return self.environment or ENVIRONMENT
 
 
 def drive_gate(

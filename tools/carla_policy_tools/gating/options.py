@@ -11,7 +11,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-EPISODES, FIRST_SEED, MARGIN = 20, 10_000, "2%"
+from carla_policy_tools.driving.defaults import FIRST_SEED
+
+EPISODES, MARGIN = 20, "2%"
 
 Words = Annotated[
     list[str] | None,
